@@ -1,0 +1,38 @@
+# make up      set up and run the sample cluster with the embedded backend    make test    everything that must pass to land
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install up test lint bench wheel test-peers soak clean
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.py)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77' 'Cython>=3.1'
+	$(BIN)/python -m pip install --quiet --group dev --editable '.[backend]' --no-build-isolation
+	touch $@
+
+up: install
+	$(BIN)/lockgate up
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install lint
+	$(BIN)/python -m pytest
+
+test-peers: install
+	$(BIN)/python -m pytest -m peers tests/peers
+
+bench: install
+	$(BIN)/python bench/logs.py
+
+wheel: install
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist .cache

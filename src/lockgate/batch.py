@@ -1,0 +1,261 @@
+"""Batch: what flows. A signal and the bytes of one OTLP `Export*ServiceRequest`; Python touches only what changes.
+
+Two tiers of editing. The resource tier walks the wire and rewrites the few bytes of each resource (`map_resources`). The record tier
+parses the whole request once for a chain of record processors (`message`, `with_message`) and encodes it once after them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from lockgate.wire.protobuf import DecodeError, varint
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    Message = ExportLogsServiceRequest | ExportMetricsServiceRequest | ExportTraceServiceRequest
+
+
+class Signal(StrEnum):
+    """The three kinds of telemetry; events travel as logs."""
+
+    LOGS = "logs"
+    METRICS = "metrics"
+    TRACES = "traces"
+
+    @property
+    def items(self) -> str:
+        """What the collector's own metrics call this signal's records."""
+        return {"logs": "log_records", "metrics": "metric_points", "traces": "spans"}[self.value]
+
+
+ALL_SIGNALS = frozenset(Signal)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a part of a batch came from: the bytes [start, end) of a source. What a queue record keeps, so that a source knows what is durable."""
+
+    source: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One batch inside a merged one: its id and its payload's length, in order."""
+
+    id: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Immutable, so that fan-out shares it; a step that changes something returns another.
+
+    `id` is deterministic and survives every hop: equal ids are the same records, though not always the same bytes (labels change).
+    `peer` is the address of the client that sent it, for pod association; merging never mixes peers.
+    """
+
+    signal: Signal
+    payload: bytes
+    count: int
+    """Log records, metric data points or spans in the payload."""
+    id: str
+    peer: str = ""
+    origins: tuple[Origin, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """Set on a merged batch alone."""
+    _message: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def message(self) -> Any:
+        """The parsed request, parsed once and shared: read it, do not change it; `copy_message` gives one to change."""
+        if not self._message:
+            self._message.append(message_type(self.signal).FromString(self.payload))
+        return self._message[0]
+
+    def copy_message(self) -> Any:
+        """A parsed request of the caller's own, for `with_message`."""
+        return message_type(self.signal).FromString(self.payload)
+
+    def with_message(self, message: Message, count: int) -> Batch:
+        """This batch with another content, of `count` records."""
+        return replace(self, payload=message.SerializeToString(), count=count, parts=(), _message=[message])
+
+    def with_payload(self, payload: bytes) -> Batch:
+        """This batch with other bytes and the same number of records."""
+        return replace(self, payload=payload, parts=(), _message=[])
+
+    def map_resources(self, edit: Callable[[bytes], bytes | None]) -> Batch:
+        """This batch with each raw Resource message replaced by `edit(raw)`; None removes the resource with all its records.
+
+        `edit` is called once for each distinct run of bytes in this batch, however often they occur. The records behind a resource are
+        copied as they are. Returns the same batch where nothing changed.
+        """
+        payload, changed, removed = _map_resources(self.payload, edit)
+        if not changed:
+            return self
+        count = self.count - sum(count_records(self.signal, part) for part in removed)
+        return replace(self, payload=payload, count=count, parts=(), _message=[])
+
+
+def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[bytes]]:
+    view, out, removed = memoryview(payload), [], []
+    edited: dict[bytes, bytes | None] = {}
+    position, size, changed = 0, len(payload), False
+    while position < size:
+        start = position
+        tag, position = _varint(payload, position)
+        if tag & 7 != 2:
+            position = _skip(payload, position, tag)
+            out.append(view[start:position])
+            continue
+        length, position = _varint(payload, position)
+        end = position + length
+        if end > size:
+            raise DecodeError(f"field at byte {start} runs past the end of the request")
+        if tag != 0x0A:
+            out.append(view[start:end])
+            position = end
+            continue
+        raw, rest = _resource(payload, view, position, end)
+        if raw in edited:
+            new = edited[raw]
+        else:
+            new = edited[raw] = edit(raw)
+        if new is None:
+            changed = True
+            removed.append(payload[start:end])
+        elif new is raw or new == raw:
+            out.append(view[start:end])
+        else:
+            changed = True
+            head = b"\x0a" + varint(len(new))
+            body = sum(map(len, rest))
+            out += (b"\x0a" + varint(len(head) + len(new) + body) + head, new, *rest)
+        position = end
+    return (b"".join(out) if changed else payload), changed, removed
+
+
+def _resource(payload: bytes, view: memoryview, position: int, end: int) -> tuple[bytes, list[memoryview]]:
+    """The raw resource of one Resource{Logs,Metrics,Spans} message and the pieces that are not it.
+
+    A writer may put the resource anywhere, or split it; protobuf says that the pieces of a split message merge, which for raw bytes is
+    concatenation. The common case (first, once) costs one look.
+    """
+    if position < end and payload[position] == 0x0A:
+        length, start = _varint(payload, position + 1)
+        stop = start + length
+        if stop == end or (stop < end and payload[stop] == 0x12 and _only_scopes(payload, stop, end)):
+            return payload[start:stop], [view[stop:end]]
+    pieces, rest = [], []
+    while position < end:
+        start = position
+        tag, position = _varint(payload, position)
+        if tag == 0x0A:
+            length, position = _varint(payload, position)
+            pieces.append(payload[position : position + length])
+            position += length
+        elif tag & 7 == 2:
+            length, position = _varint(payload, position)
+            position += length
+            rest.append(view[start:position])
+        else:
+            position = _skip(payload, position, tag)
+            rest.append(view[start:position])
+        if position > end:
+            raise DecodeError(f"field at byte {start} runs past the end of its message")
+    return b"".join(pieces), rest
+
+
+def _only_scopes(payload: bytes, position: int, end: int) -> bool:
+    """Whether only length-delimited fields other than the resource follow: then the rest is copied whole."""
+    while position < end:
+        tag, position = _varint(payload, position)
+        if tag == 0x0A or tag & 7 != 2:
+            return False
+        length, position = _varint(payload, position)
+        position += length
+    return position == end
+
+
+def _varint(payload: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    try:
+        while True:
+            byte = payload[position]
+            position += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value, position
+            shift += 7
+            if shift > 63:
+                raise DecodeError(f"varint at byte {position} is longer than ten bytes")
+    except IndexError:
+        raise DecodeError("the request ends inside a varint") from None
+
+
+def _skip(payload: bytes, position: int, tag: int) -> int:
+    match tag & 7:
+        case 0:
+            return _varint(payload, position)[1]
+        case 1:
+            return position + 8
+        case 5:
+            return position + 4
+        case kind:
+            raise DecodeError(f"wire type {kind} at byte {position} is not used by OTLP")
+
+
+def message_type(signal: Signal) -> Any:
+    """The generated protobuf class of this signal's export request; imported when first asked for (it costs 8 MB)."""
+    match signal:
+        case Signal.LOGS:
+            from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+            return ExportLogsServiceRequest
+        case Signal.METRICS:
+            from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+            return ExportMetricsServiceRequest
+        case Signal.TRACES:
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+            return ExportTraceServiceRequest
+
+
+def count_records(signal: Signal, payload: bytes) -> int:
+    """Records in an export request; raises DecodeError where it is not one."""
+    from lockgate.wire import otlp
+
+    return otlp.validate(payload, list(Signal).index(signal))
+
+
+def merge(batches: Iterable[Batch]) -> Batch:
+    """One batch of several of the same signal and peer, in order: protobuf messages concatenate. Its id is derived from theirs."""
+    several = list(batches)
+    if len(several) == 1:
+        return several[0]
+    parts = tuple(part for batch in several for part in (batch.parts or (Part(batch.id, len(batch.payload)),)))
+    return Batch(
+        several[0].signal,
+        b"".join(batch.payload for batch in several),
+        sum(batch.count for batch in several),
+        derived_id(*(part.id for part in parts)),
+        several[0].peer,
+        tuple(origin for batch in several for origin in batch.origins),
+        parts,
+    )
+
+
+def derived_id(*ids: str) -> str:
+    """A short id that follows from these alone, the same in every process."""
+    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:32]
+
