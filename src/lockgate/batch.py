@@ -40,7 +40,7 @@ ALL_SIGNALS = frozenset(Signal)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a part of a batch came from: the bytes [start, end) of a source. What a queue record keeps, so that a source knows what is durable."""
+    """Where a part of a batch came from: bytes [start, end) of a source. A queue record keeps it, so a source knows what is durable."""
 
     source: str
     start: int
@@ -107,7 +107,9 @@ class Batch:
 
 
 def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[bytes]]:
-    view, out, removed = memoryview(payload), [], []
+    view = memoryview(payload)
+    out: list[bytes | memoryview] = []
+    removed: list[bytes] = []
     edited: dict[bytes, bytes | None] = {}
     position, size, changed = 0, len(payload), False
     while position < size:
@@ -258,4 +260,3 @@ def merge(batches: Iterable[Batch]) -> Batch:
 def derived_id(*ids: str) -> str:
     """A short id that follows from these alone, the same in every process."""
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:32]
-

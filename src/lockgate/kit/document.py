@@ -97,7 +97,9 @@ def parse(text: str, source: str, expand: Expand | None = None) -> Document:
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         mark = Mark(source, at.line + 1, at.column + 1) if at else Mark(source)
-        raise DocumentError([Problem(mark, (), f"not valid YAML: {error.problem or error.context}", "mend the indentation or quoting")]) from error
+        raise DocumentError(
+            [Problem(mark, (), f"not valid YAML: {error.problem or error.context}", "mend the indentation or quoting")]
+        ) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise DocumentError([Problem(Mark(source), (), f"not valid YAML: {error}")]) from error
     builder = _Builder(source, expand)
@@ -127,6 +129,7 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)  # the third and last kind of node that there is
         return self._scalar(node, path, mark)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -159,7 +162,7 @@ class _Builder:
             if text.startswith("${") and text.find("}") == len(text) - 1 and node.tag == "tag:yaml.org,2002:str":
                 # A value that is one reference takes the type of what stands there, as in the collector; but only where
                 # its text survives the round trip, so that an id such as 0123 stays what it was.
-                tag = self._constructor.resolve(yaml.ScalarNode, expanded, (True, False))
+                tag = self._constructor.resolve(yaml.ScalarNode, expanded, (True, False))  # type: ignore[no-untyped-call]
                 if tag != "tag:yaml.org,2002:null" and str(self._construct(tag, expanded, node)).lower() != expanded.lower():
                     tag = "tag:yaml.org,2002:str"
             text = expanded
@@ -170,7 +173,7 @@ class _Builder:
             return None
 
     def _construct(self, tag: str, text: str, node: yaml.ScalarNode) -> Any:
-        return self._constructor.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))  # type: ignore[no-untyped-call]
+        return self._constructor.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
 
 
 def merge(base: Document, over: Document) -> Document:
@@ -199,7 +202,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def environment_expander(environment: Mapping[str, str]) -> Expand:
-    """Expands `${NAME}`, `${env:NAME}`, `${env:NAME:-default}` and `$$` (OpenTelemetry, Configuration, Environment variable substitution)."""
+    """Expands `${NAME}`, `${env:NAME}`, `${env:NAME:-default}` and `$$` (OpenTelemetry, "Configuration", "Environment variables")."""
 
     def expand(text: str) -> tuple[str, list[str]]:
         warnings: list[str] = []

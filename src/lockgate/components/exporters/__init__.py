@@ -1,0 +1,1 @@
+"""Built-in exporters, one file or folder each; none imports another component."""

@@ -1,0 +1,1 @@
+"""Built-in processors, one file or folder each; none imports another component."""

@@ -1,0 +1,1 @@
+"""Built-in receivers, one file or folder each; none imports another component."""

@@ -1,0 +1,1 @@
+"""The roles, as configurations: `lockgate run --config NAME`."""
