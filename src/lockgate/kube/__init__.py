@@ -1,0 +1,1 @@
+"""The Kubernetes API: list, watch, and caches of pods and their owners."""

@@ -1,0 +1,1 @@
+"""What every exporter needs between `consume` and the wire: queue, retry, ledger."""

@@ -1,0 +1,1 @@
+"""The embedded backend's tables and queries. Knows no HTTP."""
