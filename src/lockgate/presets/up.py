@@ -145,7 +145,7 @@ class Up:
 
     async def _start(self, role: Role) -> None:
         log = self.state / f"{role.preset}.log"
-        with open(log, "wb") as output:
+        with open(log, "wb") as output:  # noqa: ASYNC230  # once, at start
             role.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
