@@ -21,7 +21,8 @@ from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
-from lockgate.pipeline.graph import fan_out, running
+from lockgate.pipeline.fan_out import fan_out
+from lockgate.pipeline.graph import running
 
 log = logging.getLogger("lockgate.service")
 
