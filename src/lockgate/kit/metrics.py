@@ -50,12 +50,14 @@ class Metrics:
         """Every series as (name, labels, value)."""
         return [(name, dict(key), _read(series)) for name, (_, _, family) in self._families.items() for key, series in family.items()]
 
-    def render(self) -> str:
-        """Prometheus text exposition format 0.0.4."""
+    def render(self, counter_suffix: str = "", scope: str | None = None) -> str:
+        """Prometheus text exposition format 0.0.4; counters with this suffix, every series with this `otel_scope_name`."""
+        scoped = (("otel_scope_name", scope),) if scope is not None else ()
         lines: list[str] = []
-        for name, (kind, help, family) in sorted(self._families.items()):
+        for plain_name, (kind, help, family) in sorted(self._families.items()):
+            name = plain_name + counter_suffix if kind == "counter" else plain_name
             lines += [f"# HELP {name} {_escape_help(help)}", f"# TYPE {name} {kind}"]
-            lines += [f"{name}{_labels(key)} {_number(_read(series))}" for key, series in sorted(family.items())]
+            lines += [f"{name}{_labels(key + scoped)} {_number(_read(series))}" for key, series in sorted(family.items())]
         return "\n".join(lines) + "\n"
 
     def _series(self, name: str, kind: str, help: str, labels: dict[str, str]) -> Series:

@@ -18,9 +18,7 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """What a user writes. Unknown keys are errors; a field's docstring is its documentation; a key set to null takes its default."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, coerce_numbers_to_str=True, validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, coerce_numbers_to_str=True)
 
     @model_validator(mode="before")
     @classmethod

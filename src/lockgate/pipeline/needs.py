@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from lockgate.kit.document import Path
 from lockgate.kit.settings import Settings
 
 
@@ -68,6 +69,19 @@ class ComponentSettings(Settings):
         """What running with these settings opens. The default asks every nested part; whoever opens something itself adds to that."""
         for value in self.__dict__.values():
             yield from _needs_of(value)
+
+    def extensions(self) -> Iterator[tuple[Path, str]]:
+        """(where, id) of each extension that these settings name; whoever has such a field adds it."""
+        for name, value in self.__dict__.items():
+            if isinstance(value, ComponentSettings):
+                for path, id in value.extensions():
+                    yield (name, *path), id
+
+    def warnings(self) -> Iterator[str]:
+        """What is accepted, but gives up a promise or has no effect here; shown at start and by `validate`."""
+        for value in self.__dict__.values():
+            if isinstance(value, ComponentSettings):
+                yield from value.warnings()
 
 
 def _needs_of(value: object) -> Iterator[Need]:

@@ -1,0 +1,86 @@
+"""Every built-in component, by kind and type. One line registers one; third parties use the entry point group `lockgate.components`.
+
+A class is imported when a configuration names it, and not before: what is not configured costs nothing.
+"""
+
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from lockgate.pipeline.contract import Component, Kind
+
+ENTRY_POINTS = "lockgate.components"
+"""An entry point's name is `kind/type` (`processor/redact`), its object the component class."""
+
+BUILT_IN: dict[Kind, dict[str, str]] = {
+    Kind.RECEIVER: {
+        "filelog": "filelog:FilelogReceiver",
+        "otlp": "otlp:OtlpReceiver",
+    },
+    Kind.PROCESSOR: {
+        "attributes": "attributes:AttributesProcessor",
+        "batch": "batch:BatchProcessor",
+        "k8sattributes": "k8sattributes:K8sAttributesProcessor",
+        "memory_limiter": "memory_limiter:MemoryLimiterProcessor",
+        "resource": "resource:ResourceProcessor",
+        "source": "source:SourceProcessor",
+    },
+    Kind.CONNECTOR: {
+        "forward": "forward:ForwardConnector",
+    },
+    Kind.EXPORTER: {
+        "debug": "debug:DebugExporter",
+        "otlp": "otlp:OtlpExporter",
+        "otlphttp": "otlphttp:OtlpHttpExporter",
+        "sumologic": "sumologic:SumologicExporter",
+    },
+    Kind.EXTENSION: {
+        "file_storage": "file_storage:FileStorageExtension",
+        "health_check": "health_check:HealthCheckExtension",
+    },
+}
+
+UPSTREAM_SPELLINGS: dict[Kind, dict[str, str]] = {
+    Kind.RECEIVER: {"file_log": "filelog"},
+    Kind.PROCESSOR: {"k8s_attributes": "k8sattributes"},
+    Kind.EXPORTER: {"otlp_http": "otlphttp", "otlp_grpc": "otlp"},
+}
+"""Other names under which the collector's newer versions know a component."""
+
+
+class UnusableComponent(Exception):
+    """A component is listed but its module cannot be imported, or is no component; the text says which and why."""
+
+
+def known(kind: Kind) -> dict[str, str]:
+    """All types of this kind, built-in and installed, with the `module:Class` behind each."""
+    built_in = {name: f"lockgate.components.{kind.value}.{target}" for name, target in BUILT_IN[kind].items()}
+    return {point.name.partition("/")[2]: point.value for point in _entry_points(kind)} | built_in
+
+
+def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
+    """The component class of this type, imported now; None where there is none. Raises UnusableComponent."""
+    type_name = UPSTREAM_SPELLINGS.get(kind, {}).get(type_name, type_name)
+    target = known(kind).get(type_name)
+    if target is None:
+        return None
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnusableComponent(f"{kind.singular} {type_name} ({target}) cannot be imported: {error}; install what it names") from error
+    if not (isinstance(found, type) and issubclass(found, Component) and found.kind is kind):
+        raise UnusableComponent(f"{target} is no {kind.singular}: subclass lockgate.pipeline.contract.{kind.singular.title()}")
+    return found
+
+
+def all_types() -> Iterator[tuple[Kind, str]]:
+    """Every (kind, type) there is, in order."""
+    for kind in Kind:
+        for type_name in sorted(known(kind)):
+            yield kind, type_name
+
+
+def _entry_points(kind: Kind) -> list[EntryPoint]:
+    return [point for point in entry_points(group=ENTRY_POINTS) if point.name.partition("/")[0] == kind.singular]

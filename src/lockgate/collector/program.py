@@ -1,0 +1,196 @@
+"""The program: a configuration becomes components, the components a graph, and the graph runs until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from lockgate.batch import Signal
+from lockgate.collector.config import Configuration, Configured, Pipeline
+from lockgate.collector.host import ProgramHost
+from lockgate.collector.telemetry import MetricsServer, set_up_logging
+from lockgate.kit.clock import Clock, SystemClock
+from lockgate.kit.metrics import Metrics
+from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
+from lockgate.pipeline.graph import fan_out, running
+
+log = logging.getLogger("lockgate.service")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+class Program:
+    """One configuration's components, wired. Building does no I/O; `run` does."""
+
+    def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
+        self.configuration = configuration
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics()
+        self.host = ProgramHost()
+        self.components: list[Component[Any]] = []
+        """In the order of entering: extensions, exporters, then each pipeline against the flow, receivers last."""
+        self._build()
+
+    def _make(self, configured: Configured, pipeline: Pipeline | None = None) -> Component[Any]:
+        key = configured.key + (f"@{pipeline.id}" if pipeline else "")
+        status = Status(self.clock)
+        context = Context(
+            configured.id,
+            configured.kind,
+            self.host,
+            logging.getLogger(f"lockgate.{key}"),
+            self.metrics,
+            self.clock,
+            status,
+            pipeline.signal if pipeline else None,
+            pipeline.id if pipeline else "",
+        )
+        component = configured.component(configured.settings, context)
+        self.host.add(key, status, component)
+        self.components.append(component)
+        return component
+
+    def _build(self) -> None:
+        used = self.configuration.used()
+        for configured in used:
+            if configured.kind is Kind.EXTENSION:
+                self._make(configured)
+        consumers: dict[str, Any] = {c.id: self._make(c) for c in used if c.kind is Kind.EXPORTER}
+        connectors = {c.id: c for c in used if c.kind is Kind.CONNECTOR}
+        heads: dict[str, Consumer] = {}
+        waiting = list(self.configuration.pipelines)
+        while waiting:
+            # A connector is made once every pipeline that it feeds is, so that entering runs against the flow; there is no cycle.
+            for id, configured in connectors.items():
+                fed = [pipeline.id for pipeline in self.configuration.pipelines if id in pipeline.receivers]
+                if id not in consumers and all(name in heads for name in fed):
+                    connector = self._make(configured)
+                    assert isinstance(connector, Connector)
+                    connector.outputs = {name: heads[name] for name in fed}
+                    consumers[id] = connector
+            ready = next(pipeline for pipeline in waiting if all(id in consumers for id in pipeline.exporters))
+            waiting.remove(ready)
+            heads[ready.id] = self._chain(ready, [consumers[id] for id in ready.exporters])
+        for configured in used:
+            if configured.kind is Kind.RECEIVER:
+                self._receive(configured, heads)
+
+    def _chain(self, pipeline: Pipeline, exporters: list[Consumer]) -> Consumer:
+        head = fan_out(exporters, self.clock)
+        for id in reversed(pipeline.processors):
+            processor = self._make(self.configuration.components[Kind.PROCESSOR, id], pipeline)
+            assert isinstance(processor, Processor)
+            processor.next = head
+            head = processor
+        return head
+
+    def _receive(self, configured: Configured, heads: dict[str, Consumer]) -> None:
+        receiver = self._make(configured)
+        assert isinstance(receiver, Receiver)
+        for kind in Signal:
+            fed = [heads[p.id] for p in self.configuration.pipelines if p.signal is kind and configured.id in p.receivers]
+            if fed:
+                receiver.outputs[kind] = fan_out(fed, self.clock)
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[], None] | None = None) -> None:
+        """Runs until `stop` is set, then drains; raises what ended it otherwise."""
+        service = self.configuration.service
+        async with AsyncExitStack() as stack:
+            stack.callback(self.host.close)
+            if (prometheus := service.telemetry.metrics.prometheus()) is not None:
+                await stack.enter_async_context(MetricsServer(prometheus, self.metrics))
+            await stack.enter_async_context(running(self.components, service.shutdown_timeout))
+            self._process_metrics()
+            log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
+            if on_ready:
+                on_ready()
+            await stop.wait()
+            log.info("stopping: receivers first, then what is under way drains for at most %g s", service.shutdown_timeout)
+        log.info("stopped")
+
+    def _process_metrics(self) -> None:
+        started = self.clock.monotonic()
+        observe = partial(self.metrics.observe, kind="counter")
+        observe("otelcol_process_uptime", "seconds since start", lambda: self.clock.monotonic() - started)
+        observe("otelcol_process_cpu_seconds", "CPU seconds used, user and system", lambda: sum(os.times()[:2]))
+        self.metrics.observe("otelcol_process_memory_rss", "resident memory in bytes", resident_bytes)
+
+
+def run(configuration: Configuration) -> int:
+    """Runs the configuration in this process until a signal ends it; the exit status.
+
+    SIGTERM and SIGINT drain within service.shutdown_timeout; a second one ends at once.
+    """
+    telemetry = configuration.service.telemetry
+    set_up_logging(telemetry.logs, telemetry.resource)
+    for warning in configuration.warnings:
+        log.warning("%s", warning)
+    tune_memory()
+    try:
+        asyncio.run(_run_until_signal(configuration))
+    except Exception as error:
+        for leaf in _leaves(error):
+            # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
+            log.error("ended: %s", str(leaf) or repr(leaf), exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
+        return 1
+    return 0
+
+
+async def _run_until_signal(configuration: Configuration) -> None:
+    stop = asyncio.Event()
+
+    def end(number: int) -> None:
+        if stop.is_set():
+            log.error("second signal: ending at once; what was not acknowledged will be sent again by whoever holds it")
+            logging.shutdown()
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    program = Program(configuration)
+    started = asyncio.ensure_future(program.run(stop))
+    # A start that hangs (a name that does not resolve, a mount that does not answer) ends at the first signal as well.
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({started, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not started.done():
+        await asyncio.wait({started}, timeout=configuration.service.shutdown_timeout + 5)
+        started.cancel()
+    stopping.cancel()
+    await started
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def tune_memory() -> None:
+    """Keeps large buffers in the process: glibc otherwise maps and unmaps each one (1-4 times the cost of a batch, measured).
+
+    And freezes what start-up made, so that the collector of cycles does not walk it again and again.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # musl has none
+            mallopt(_M_MMAP_THRESHOLD, 64 << 20)
+            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+            mallopt(_M_ARENA_MAX, 2)
+    gc.collect()
+    gc.freeze()
+
+
+def resident_bytes() -> float:
+    """This process's resident memory."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")

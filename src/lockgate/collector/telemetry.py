@@ -1,0 +1,83 @@
+"""What the program says of itself: its log on standard error, its metrics on a port of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from aiohttp import web
+
+from lockgate.collector.config import LogSettings, PrometheusSettings
+from lockgate.kit.metrics import Metrics
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_NAMES = {logging.WARNING: "warn", logging.CRITICAL: "error"}
+
+
+class _Formatter(logging.Formatter):
+    """One line a record. Fields travel as `extra={"fields": {...}}`; the component's id is the logger's name below `lockgate.`."""
+
+    def __init__(self, encoding: str, fields: dict[str, str]) -> None:
+        super().__init__()
+        self.as_json, self.fields = encoding == "json", fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        level = _NAMES.get(record.levelno, record.levelname.lower())
+        fields: dict[str, Any] = {**self.fields, **getattr(record, "fields", {})}
+        component = record.name.removeprefix("lockgate.")
+        if record.exc_info:
+            fields["stacktrace"] = self.formatException(record.exc_info)
+        if self.as_json:
+            return json.dumps({"ts": stamp, "level": level, "component": component, "msg": record.getMessage(), **fields}, default=str)
+        tail = f"\t{json.dumps(fields, default=str)}" if fields else ""
+        return f"{stamp}\t{level}\t{component}\t{record.getMessage()}{tail}"
+
+
+def set_up_logging(settings: LogSettings, resource: dict[str, str]) -> None:
+    """Sends every logger to standard error as these settings say."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(settings.encoding, {**resource, **settings.initial_fields}))
+    logging.basicConfig(level=_LEVELS[settings.level.lower()], handlers=[handler], force=True)
+    # A library's request log is per item, and its warnings about peers are not ours to repeat at info.
+    for noisy in ("aiohttp.access", "h2", "hpack", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+class MetricsServer:
+    """Serves the metrics at /metrics; `async with` holds it open."""
+
+    def __init__(self, settings: PrometheusSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.port = settings.port
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> MetricsServer:
+        app = web.Application()
+        app.router.add_get("/metrics", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, keepalive_timeout=60)
+        await self._runner.setup()
+        try:
+            site = web.TCPSite(self._runner, self.settings.host or None, self.settings.port)
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            where = f"{self.settings.host}:{self.settings.port}"
+            raise OSError(
+                error.errno, f"cannot listen on {where} for own metrics: {error.strerror}; change service.telemetry.metrics.readers"
+            ) from error
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        settings = self.settings
+        scope = None if settings.without_scope_info else "lockgate"
+        text = self.metrics.render(counter_suffix="" if settings.without_type_suffix else "_total", scope=scope)
+        return web.Response(text=text, content_type="text/plain", charset="utf-8", headers={"X-Content-Type-Options": "nosniff"})
