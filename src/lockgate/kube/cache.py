@@ -327,7 +327,7 @@ class PodCache(Cache[WirePod]):
         return self._pods.get(uid)
 
     def index(self, keys: Callable[[Pod], Iterable[K]]) -> PodIndex[K]:
-        """A further index over these pods, filled and kept current from here on; `unindex` ends that. `keys` must follow from the pod alone."""
+        """A further index over these pods, kept current from here on; `unindex` ends that. `keys` must follow from the pod alone."""
         added = PodIndex(keys)
         for pod in self._pods.values():
             added.add(pod)
