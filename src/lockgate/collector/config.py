@@ -120,8 +120,8 @@ class PipelineSettings(Settings):
 class ServiceSettings(Settings):
     """What is started."""
 
-    pipelines: dict[str, PipelineSettings] = Field(min_length=1)
-    """`signal` or `signal/name`: logs, metrics or traces."""
+    pipelines: dict[str, PipelineSettings] = {}
+    """`signal` or `signal/name`: logs, metrics or traces. None at all is for a role that is made of extensions."""
     extensions: list[str] = []
     """The extensions to start."""
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -318,7 +318,23 @@ class _Check:
             return None
         service, problems = validate(ServiceSettings, self.document, ("service",))
         self.problems += problems
-        return service
+        if service and not service.pipelines and not service.extensions:
+            self._problem(("service",), "nothing would be started", "add service.pipelines")
+        return service or self._salvaged()
+
+    def _salvaged(self) -> ServiceSettings | None:
+        """What can be read of a service section with problems, so that the references in it are checked in the same run."""
+        section = self.document.value["service"]
+        if not isinstance(section, dict):
+            return None
+        pipelines, extensions = section.get("pipelines"), section.get("extensions")
+        readable = {}
+        for id in pipelines if isinstance(pipelines, dict) else ():
+            pipeline, _ = validate(PipelineSettings, self.document, ("service", "pipelines", id))
+            if pipeline is not None:
+                readable[id] = pipeline
+        names = [id for id in extensions if isinstance(id, str)] if isinstance(extensions, list) else []
+        return ServiceSettings.model_construct(pipelines=readable, extensions=names)
 
     def _pipelines(self, service: ServiceSettings) -> tuple[Pipeline, ...]:
         found = []
