@@ -36,10 +36,18 @@ WATCH_BUFFER = 1_000
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 """The alphabet of generated names (k8s.io/apimachinery, util/rand)."""
-_INVOLVED = "kind namespace name uid apiVersion resourceVersion fieldPath".split()
+_INVOLVED = ["kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"]
 _FIELDS: dict[Resource, list[str]] = {
-    PODS: "spec.nodeName spec.restartPolicy spec.schedulerName spec.serviceAccountName spec.hostNetwork status.phase status.podIP "
-    "status.nominatedNodeName".split(),
+    PODS: [
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "spec.hostNetwork",
+        "status.phase",
+        "status.podIP",
+        "status.nominatedNodeName",
+    ],
     NAMESPACES: ["status.phase"],
     NODES: ["spec.unschedulable"],
     EVENTS: [*(f"involvedObject.{name}" for name in _INVOLVED), "reason", "reportingComponent", "source", "type"],
@@ -107,7 +115,7 @@ class Selection:
 
 
 class Watcher:
-    """One watch's changes as they happen, filtered: (type, object) pairs. Once it is too far behind it has `overflowed`, and gets no more."""
+    """One watch's changes as they happen, filtered, as (type, object). Once it is too far behind it has `overflowed` and gets no more."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
