@@ -32,7 +32,10 @@ def kernels() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    extensions = [Extension(f"lockgate.wire.{name}", [f"src/lockgate/wire/{name}.py"], extra_compile_args=CFLAGS, extra_link_args=CFLAGS) for name in names]
+    extensions = [
+        Extension(f"lockgate.wire.{name}", [f"src/lockgate/wire/{name}.py"], extra_compile_args=CFLAGS, extra_link_args=CFLAGS)
+        for name in names
+    ]
     return cythonize(extensions, language_level=3)  # type: ignore[no-any-return]
 
 

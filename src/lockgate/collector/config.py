@@ -318,7 +318,21 @@ class _Check:
             return None
         service, problems = validate(ServiceSettings, self.document, ("service",))
         self.problems += problems
-        return service
+        return service or self._salvaged()
+
+    def _salvaged(self) -> ServiceSettings | None:
+        """What can be read of a service section with problems, so that the references in it are checked in the same run."""
+        section = self.document.value["service"]
+        if not isinstance(section, dict):
+            return None
+        pipelines, extensions = section.get("pipelines"), section.get("extensions")
+        readable = {}
+        for id in pipelines if isinstance(pipelines, dict) else ():
+            pipeline, _ = validate(PipelineSettings, self.document, ("service", "pipelines", id))
+            if pipeline is not None:
+                readable[id] = pipeline
+        names = [id for id in extensions if isinstance(id, str)] if isinstance(extensions, list) else []
+        return ServiceSettings.model_construct(pipelines=readable, extensions=names)
 
     def _pipelines(self, service: ServiceSettings) -> tuple[Pipeline, ...]:
         found = []
