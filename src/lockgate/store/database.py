@@ -154,7 +154,8 @@ class Database:
                 connection.execute(schema.TABLES[signal].insert, {"rows": text, "received": received})
         if new_ids:
             values = {"rows": msgspec.json.encode(new_ids).decode(), "received": received}
-            connection.execute("INSERT INTO batches SELECT make_timestamp($received), unnest(from_json($rows::VARCHAR, '[\"VARCHAR\"]'))", values)
+            remember = "INSERT INTO batches SELECT make_timestamp($received), unnest(from_json($rows::VARCHAR, '[\"VARCHAR\"]'))"
+            connection.execute(remember, values)
         connection.commit()
         self._last_received = received
         self._resources.update(resources)
@@ -187,7 +188,8 @@ class Database:
         if max_bytes is not None and (used := self.used_bytes()) > max_bytes:
             self._checkpoint()  # what is in the write-ahead log counts once, and compressed
             if (used := self.used_bytes()) > max_bytes:
-                largest = max((table.name for table in schema.TABLES.values()), key=lambda name: _one(self._run(f"SELECT count(*) FROM {name}")))
+                counts = {table.name: _one(self._run(f"SELECT count(*) FROM {table.name}")) for table in schema.TABLES.values()}
+                largest = max(counts, key=lambda name: counts[name])
                 share = 1 - 0.9 * max_bytes / used
                 removed += self._delete_before(_one(self._run(f"SELECT epoch_us(quantile_disc(received, {share:.6f})) FROM {largest}")) + 1)
         self._run("DELETE FROM batches WHERE received < make_timestamp(?)", [now - int(self.limits.ids_seconds * 1e6)])

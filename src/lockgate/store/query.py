@@ -2,8 +2,9 @@
 
 Blocking: each call takes a thread for as long as its limit lets it.
 
-Memory is bounded twice. DuckDB's own limit covers tables, joins, sorts and aggregates, but not one value: `repeat('a', 3000000000)` took 3.6
-GB beside a limit of 256 MB. So the process's data segment is capped while a query runs, and DuckDB answers a failed allocation as an error.
+Memory is bounded twice. DuckDB's own limit covers tables, joins, sorts and aggregates, but not one value: `repeat('a', 3000000000)` took
+3.6 GB beside a limit of 256 MB. So the process's data segment is capped while a query runs, and DuckDB answers a failed allocation as an
+error.
 """
 
 from __future__ import annotations
@@ -81,9 +82,10 @@ def run(database: Database, sql: str, limits: QueryLimits) -> Result:
 LOG_COLUMNS = ["time", "namespace", "pod", "container", "severity", "body", "received"]
 
 
-def logs(database: Database, chosen: LogFilter, limits: QueryLimits, after: int = 0) -> Result:
-    """The newest matching lines that arrived after `after` (microseconds since 1970), oldest first; raises QueryError."""
-    where, parameters = ["received > make_timestamp($after)"], {"after": after, "limit": limits.rows}
+def logs(database: Database, chosen: LogFilter, limits: QueryLimits, after: int = 0, until: int = 2**62) -> Result:
+    """The newest matching lines that arrived after `after` and up to `until` (microseconds since 1970), oldest first; raises QueryError."""
+    where = ["received > make_timestamp($after)", "received <= make_timestamp($until)"]
+    parameters: dict[str, Any] = {"after": after, "until": until, "limit": limits.rows}
     for name in ("namespace", "pod", "container"):
         if pattern := getattr(chosen, name):
             where.append(f"{name} GLOB ${name}")

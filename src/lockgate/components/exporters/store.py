@@ -62,6 +62,7 @@ class StoreExporter(Exporter[StoreSettings]):
         self._database: Database | None = None
         self._pending: list[tuple[Batch, asyncio.Future[Outcome]]] = []
         self._pending_bytes = 0
+        self._unanswered: set[asyncio.Future[Outcome]] = set()
         self._arrived = asyncio.Event()
         # One thread: DuckDB has one writer anyway, and expiry must not meet an insert.
         self._writer: ThreadPoolExecutor | None = None
@@ -94,8 +95,8 @@ class StoreExporter(Exporter[StoreSettings]):
 
     async def stop(self) -> None:
         # Receivers have stopped before this, so what waits here is all there will be.
-        while self._pending:
-            await asyncio.wait([future for _, future in self._pending])
+        while self._unanswered:
+            await asyncio.wait(set(self._unanswered))
         if self._writer is not None and self._database is not None:
             database, self._database = self._database, None
             await asyncio.get_running_loop().run_in_executor(self._writer, database.close)
@@ -109,6 +110,8 @@ class StoreExporter(Exporter[StoreSettings]):
         if self._pending and self._pending_bytes + len(batch.payload) > self.settings.max_pending_size:
             raise Retryable(f"store {self.context.id} is behind: {self._pending_bytes} bytes wait for the disk", 1.0)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
         self._pending.append((batch, future))
         self._pending_bytes += len(batch.payload)
         self._arrived.set()
@@ -126,14 +129,16 @@ class StoreExporter(Exporter[StoreSettings]):
     async def _commit_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
-            group, size = [], 0
+            group: list[tuple[Batch, asyncio.Future[Outcome]]] = []
+            size = 0
             while self._pending and (not group or size + len(self._pending[0][0].payload) <= _GROUP_BYTES):
                 group.append(self._pending.pop(0))
                 size += len(group[-1][0].payload)
             if not self._pending:
                 self._arrived.clear()
             try:
-                outcomes = await asyncio.get_running_loop().run_in_executor(self._writer, self.database.store, [batch for batch, _ in group])
+                batches = [batch for batch, _ in group]
+                outcomes = await asyncio.get_running_loop().run_in_executor(self._writer, self.database.store, batches)
             except StoreError as error:
                 self.context.status.block(str(error))
                 self.log.warning("%s; the senders keep these batches and try again", error)
