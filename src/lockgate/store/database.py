@@ -185,13 +185,10 @@ class Database:
             oldest = [self._oldest(table.name) for table in schema.TABLES.values()]
             if any(o is not None and o < cutoff - int(max_age_seconds * 1e6 / 24) for o in oldest):
                 removed += self._delete_before(cutoff)
-        if max_bytes is not None and (used := self.used_bytes()) > max_bytes:
+        if max_bytes is not None and self.used_bytes() > max_bytes:
             self._checkpoint()  # what is in the write-ahead log counts once, and compressed
             if (used := self.used_bytes()) > max_bytes:
-                counts = {table.name: _one(self._run(f"SELECT count(*) FROM {table.name}")) for table in schema.TABLES.values()}
-                largest = max(counts, key=lambda name: counts[name])
-                share = 1 - 0.9 * max_bytes / used
-                removed += self._delete_before(_one(self._run(f"SELECT epoch_us(quantile_disc(received, {share:.6f})) FROM {largest}")) + 1)
+                removed += self._shrink(1 - 0.9 * max_bytes / used, max_bytes)
         self._run("DELETE FROM batches WHERE received < make_timestamp(?)", [now - int(self.limits.ids_seconds * 1e6)])
         if removed:
             self._prune_resources()
@@ -207,6 +204,22 @@ class Database:
             _one(self._run(f"DELETE FROM {table.name} WHERE received < make_timestamp(?)", [received])) for table in schema.TABLES.values()
         )
 
+    def _shrink(self, share: float, max_bytes: int) -> int:
+        """Deletes what arrived before this share of the largest table's rows did; how many rows."""
+        counts = {table.name: _one(self._run(f"SELECT count(*) FROM {table.name}")) for table in schema.TABLES.values()}
+        largest = max(counts, key=lambda name: counts[name])
+        removed = self._delete_before((_one(self._run(f"SELECT epoch_us(quantile_disc(received, {share:.6f})) FROM {largest}")) or 0) + 1)
+        self._checkpoint()
+        if removed and self.used_bytes() > max_bytes:
+            # Only row groups (122,880 rows) that are gone as a whole free their blocks. Where the rest of one weighs so much that the store
+            # is still too large, it is a small store: write it anew, or the next look would delete again what is already deleted.
+            self._connection.begin()
+            self._run(f"CREATE TABLE rewritten AS SELECT * FROM {largest}")
+            self._run(f"DROP TABLE {largest}")
+            self._run(f"ALTER TABLE rewritten RENAME TO {largest}")
+            self._connection.commit()
+        return removed
+
     def _prune_resources(self) -> None:
         used = " UNION ".join(f"SELECT resource FROM {table.name}" for table in schema.TABLES.values())
         self._run(f"DELETE FROM resources WHERE id NOT IN ({used})")
@@ -215,6 +228,8 @@ class Database:
     def _checkpoint(self) -> None:
         # A query that is still reading older rows keeps them; the next expiry frees them.
         with contextlib.suppress(duckdb.TransactionException):
+            self._run("CHECKPOINT")
+            # The blocks that the first one replaced become free with the second.
             self._run("CHECKPOINT")
 
     def _run(self, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:

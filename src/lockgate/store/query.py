@@ -67,7 +67,7 @@ def run(database: Database, sql: str, limits: QueryLimits) -> Result:
         raise QueryError(f"one statement is expected, not {len(statements)}")
     if statements[0].type not in _READS:
         raise QueryError(f"{statements[0].type.name} is not allowed here; only SELECT and EXPLAIN are")
-    text = statements[0].query.strip().rstrip(";")
+    text = _without_end(statements[0].query)
     if statements[0].type is duckdb.StatementType.EXPLAIN:
         # EXPLAIN cannot stand in a FROM clause: its plan is read as it is.
         with _reading(database, limits) as cursor:
@@ -119,6 +119,15 @@ def _take(cursor: duckdb.DuckDBPyConnection, columns: list[str], limits: QueryLi
                 return Result(columns, rows, f"cut after {limits.bytes} bytes")
             rows.append(text)
     return Result(columns, rows)
+
+
+def _without_end(sql: str) -> str:
+    """The statement without its semicolons and what follows them, so that it can stand in a FROM clause."""
+    raw = sql.encode()
+    tokens = [(position, kind) for position, kind in duckdb.tokenize(sql) if kind is not duckdb.token_type.comment]
+    while tokens and raw[tokens[-1][0] : tokens[-1][0] + 1] == b";":
+        raw = raw[: tokens.pop()[0]]
+    return raw.decode()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,7 +211,7 @@ def _value(value: Any) -> Any:
         case "array_value":
             return [_value(item) for item in value.array_value.values]
         case "bytes_value":
-            return value.bytes_value
+            return b64encode(value.bytes_value).decode()
         case _:
             return None
 
