@@ -9,13 +9,15 @@ from aiohttp import web
 
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.access import Access
-from lockgate.kube.sample_api import SampleApi
-from lockgate.kube.sample_store import ObjectStore
+from lockgate.sample.kubernetes_api import SampleApi
+from lockgate.sample.kubernetes_store import ObjectStore
 
 Object = dict[str, Any]
 
 
-def pod(name: str, namespace: str = "default", *, ip: str = "", started: str = "2026-01-01T00:00:00Z", phase: str = "Running", **spec: Any) -> Object:
+def pod(
+    name: str, namespace: str = "default", *, ip: str = "", started: str = "2026-01-01T00:00:00Z", phase: str = "Running", **spec: Any
+) -> Object:
     """A pod with one container `main`; `labels`, `annotations`, `owner` (kind, name, uid) and `container_id` as keywords, the rest is spec."""
     meta: Object = {"name": name, "namespace": namespace}
     for key in ("labels", "annotations"):
@@ -33,7 +35,11 @@ def pod(name: str, namespace: str = "default", *, ip: str = "", started: str = "
         {"name": "main", "image": "r.io/app:1.2", "imageID": "r.io/app@sha256:" + "0" * 64, "containerID": container_id, "restartCount": 0}
         | {"ready": True}
     ]
-    return {"metadata": meta, "spec": {"containers": [{"name": "main", "image": "r.io/app:1.2"}], "nodeName": "node-1"} | spec, "status": status}
+    return {
+        "metadata": meta,
+        "spec": {"containers": [{"name": "main", "image": "r.io/app:1.2"}], "nodeName": "node-1"} | spec,
+        "status": status,
+    }
 
 
 def put(store: ObjectStore, resource: Any, item: Object) -> Object:
@@ -87,7 +93,9 @@ class Faults:
 
 
 @asynccontextmanager
-async def sample(store: ObjectStore | None = None, faults: Faults | None = None, **options: Any) -> AsyncIterator[tuple[ObjectStore, Access]]:
+async def sample(
+    store: ObjectStore | None = None, faults: Faults | None = None, **options: Any
+) -> AsyncIterator[tuple[ObjectStore, Access]]:
     """A running sample API."""
     store = store or ObjectStore(SystemClock())
     api = SampleApi(store, middlewares=(faults.middleware,) if faults else (), **options)
