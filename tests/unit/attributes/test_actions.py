@@ -53,7 +53,7 @@ ACTIONS = [
         id="extract",
     ),
     pytest.param({"u": 5}, {"action": "extract", "key": "u", "pattern": "(?P<n>.)"}, {"u": 5}, id="extract-from-text-only"),
-    pytest.param({"u": "x"}, {"action": "extract", "key": "u", "pattern": "(?P<a>x)(?P<b>y)?"}, {"u": "x", "a": "x", "b": ""}, id="no-group"),
+    pytest.param({"u": "x"}, {"action": "extract", "key": "u", "pattern": "(?P<a>x)(?P<b>y)?"}, {"u": "x", "a": "x", "b": ""}, id="empty"),
     pytest.param({"u": "x"}, {"action": "extract", "key": "u", "pattern": "(?P<a>y)"}, {"u": "x"}, id="extract-no-match"),
     *(
         pytest.param({"a": before}, {"action": "convert", "key": "a", "converted_type": to}, {"a": after}, id=f"convert-{before!r}-{to}")
