@@ -9,8 +9,8 @@ from aiohttp import web
 
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.access import Access
-from lockgate.kube.sample_api import SampleApi
-from lockgate.kube.sample_store import ObjectStore
+from lockgate.sample.kubernetes_api import SampleApi
+from lockgate.sample.kubernetes_store import ObjectStore
 
 Object = dict[str, Any]
 

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from lockgate.kit.units import Duration, Size
 from lockgate.kube.resources import KNOWN
-from lockgate.kube.sample_api import SampleApi
-from lockgate.kube.sample_store import ObjectStore, StoreError
 from lockgate.net.address import split_endpoint
 from lockgate.pipeline.contract import Context, Extension, component
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Write
+from lockgate.sample.kubernetes_api import SampleApi
+from lockgate.sample.kubernetes_store import ObjectStore, StoreError
 from lockgate.sample.node import Node
 
 _RESOURCES = {resource.kind: resource for resource in KNOWN}

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockgate.kit.clock import Clock
-from lockgate.kube import selectors
 from lockgate.kube.resources import EVENTS, KNOWN, NAMESPACES, NODES, PODS, Resource
+from lockgate.sample import selectors
 
 Object = dict[str, Any]
 
@@ -39,14 +39,8 @@ _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 _INVOLVED = ["kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"]
 _FIELDS: dict[Resource, list[str]] = {
     PODS: [
-        "spec.nodeName",
-        "spec.restartPolicy",
-        "spec.schedulerName",
-        "spec.serviceAccountName",
-        "spec.hostNetwork",
-        "status.phase",
-        "status.podIP",
-        "status.nominatedNodeName",
+        *("spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork"),
+        *("status.phase", "status.podIP", "status.nominatedNodeName"),
     ],
     NAMESPACES: ["status.phase"],
     NODES: ["spec.unschedulable"],
@@ -115,7 +109,7 @@ class Selection:
 
 
 class Watcher:
-    """One watch's changes as they happen, filtered, as (type, object). Once it is too far behind it has `overflowed` and gets no more."""
+    """One watch's changes as they happen, filtered: (type, object). One that is too far behind has `overflowed` and gets no more."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
@@ -160,6 +154,23 @@ class ObjectStore:
         """Changes up to this version are forgotten."""
         for namespace in ("default", "kube-system"):
             self.create(NAMESPACES, {"metadata": {"name": namespace}})
+
+    def apply(self, action: str, item: Mapping[str, Any]) -> None:
+        """What the sample's node tells: `apply` makes an object exist as given, its status and even its uid (which stands in its logs'
+        path); `delete` removes it at once."""
+        resource = next(resource for resource in KNOWN if (resource.api_version, resource.kind) == (item["apiVersion"], item["kind"]))
+        new = copy.deepcopy(dict(item))
+        key = _key_of(resource, new)
+        old = self._objects[resource].get(key)
+        if action == "delete":
+            if old is not None:
+                self._remove(resource, key)
+            return
+        made = old or {"metadata": {"uid": str(uuid.uuid4()), "creationTimestamp": self._now()}}
+        kept = {name: made["metadata"][name] for name in ("uid", "creationTimestamp")}
+        new["metadata"] = kept | new["metadata"] | ({"creationTimestamp": kept["creationTimestamp"]} if old else {})
+        if old is None or _with(new, resourceVersion=old["metadata"]["resourceVersion"]) != old:
+            self._put(resource, key, old, new)
 
     def create(self, resource: Resource, item: Mapping[str, Any], namespace: str = "") -> Object:
         """The object as stored. Raises StoreError."""

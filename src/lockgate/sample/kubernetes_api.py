@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from lockgate.kube.resources import KNOWN, PODS, Resource
-from lockgate.kube.sample_store import Object, ObjectStore, Selection, StoreError, Watcher
+from lockgate.sample.kubernetes_store import Object, ObjectStore, Selection, StoreError, Watcher
 
 MAX_BODY_BYTES = 3 << 20
 """A kube-apiserver's own limit for a request."""
