@@ -300,14 +300,14 @@ def _cut(payload: bytes, position: int, end: int, levels: Sequence[Set[int]], ro
         if tag & 7 == 2:
             length, body = _varint(payload, position)
             position = body + length
-            if tag >> 3 in levels[0]:
-                children.append((start, body, position))
-                continue
         else:
-            position = _skip(payload, position, tag)
+            body, position = 0, _skip(payload, position, tag)
         if position > end:
             raise DecodeError(f"field at byte {start} runs past the end of its message")
-        head.append(payload[start:position])
+        if body and tag >> 3 in levels[0]:
+            children.append((start, body, position))
+        else:
+            head.append(payload[start:position])
     out, held = list(head), 0
     for start, body, stop in children:
         if held == room:
