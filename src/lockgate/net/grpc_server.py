@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from grpclib.const import Status
 from grpclib.metadata import decode_timeout
@@ -23,10 +23,11 @@ from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.sometimes import Sometimes
-from lockgate.kit.units import Duration
+from lockgate.kit.units import Duration, Size
+from lockgate.net.address import split_endpoint
 from lockgate.net.budget import ByteBudget
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
@@ -114,8 +115,11 @@ class GrpcServerSettings(ComponentSettings):
     """Largest message, before and after decompression, in MiB. (The collector's default of 4 is what its users run into.)"""
     max_concurrent_streams: int = Field(100, ge=0)
     """Requests that one connection may have open; 0 is this default as well."""
-    max_connections: int = Field(2000, ge=1)
-    """Connections beyond this are closed at once. Not one of the collector's keys."""
+    max_bytes_in_flight: Size = Field(128 << 20, gt=0)
+    """Bytes of all messages that are being read or wait for their acknowledgement; beyond it, clients wait before their message is read.
+    Not one of the collector's keys."""
+    max_connections: int = Field(1024, gt=0)
+    """Connections at the same time; further ones are closed. Not one of the collector's keys."""
     read_timeout: Duration = 60.0
     """How long a message may take to arrive once its budget is reserved. Not one of the collector's keys."""
     keepalive: KeepaliveServerSettings = KeepaliveServerSettings()
@@ -127,10 +131,23 @@ class GrpcServerSettings(ComponentSettings):
     include_metadata: bool = False
     """Accepted for the collector's sake: no component here reads a client's metadata."""
 
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_has_a_port(cls, value: str) -> str:
+        split_endpoint(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        # An inflated message is held beside the one it was.
+        if self.max_bytes_in_flight < 2 * self.max_recv_msg_size_mib << 20:
+            raise ValueError("max_bytes_in_flight is less than twice max_recv_msg_size_mib: the largest message could never be inflated")
+        return self
+
     @property
     def address(self) -> tuple[str, int]:
         """Host (empty for all) and port."""
-        return split_address(self.endpoint)
+        return split_endpoint(self.endpoint)
 
     def needs(self) -> Iterator[Need]:
         yield from super().needs()
@@ -138,20 +155,11 @@ class GrpcServerSettings(ComponentSettings):
         yield Listen(host, port, "gRPC clients")
 
     def warnings(self) -> Iterator[str]:
+        yield from super().warnings()
         if self.include_metadata:
             yield "include_metadata has no effect: no component here reads a client's metadata"
         if self.read_buffer_size:
             yield "read_buffer_size has no effect: connections have no read buffer of their own here"
-
-
-def split_address(endpoint: str) -> tuple[str, int]:
-    """("::1", 4317) of "[::1]:4317"; raises ValueError where there is no port."""
-    host, colon, port = endpoint.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{endpoint!r} has no port; write host:port, or [address]:port for IPv6")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise ValueError(f"{endpoint!r} is ambiguous; write an IPv6 address as [address]:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 class Call:
@@ -285,8 +293,9 @@ class GrpcServer:
     Cancel the leaving to end what still runs. The methods are keyed by path: "/package.Service/Method".
     """
 
-    def __init__(self, settings: GrpcServerSettings, methods: Mapping[str, Method], context: Context, budget: ByteBudget) -> None:
-        self.settings, self.context, self.budget = settings, context, budget
+    def __init__(self, settings: GrpcServerSettings, methods: Mapping[str, Method], context: Context) -> None:
+        self.settings, self.context = settings, context
+        self.budget = ByteBudget(settings.max_bytes_in_flight)
         self.methods = methods
         self.limit = settings.max_recv_msg_size_mib * 2**20
         self.read_timeout = settings.read_timeout or None
