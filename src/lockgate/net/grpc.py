@@ -22,7 +22,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 
 from lockgate.kit.document import Path
 from lockgate.pipeline.needs import ComponentSettings
@@ -39,6 +39,9 @@ FRAME_SIZE = 64 * 1024
 
 HEADER_BYTES = 16 * 1024
 """Largest header list accepted, uncompressed: bearer tokens fit, floods do not (grpc-go accepts 16 MiB, grpcio 8 KiB)."""
+
+LINGER_SECONDS = 2.0
+"""How long a connection that is being closed waits for its peer to read the rest."""
 
 MAX_STATUS_MESSAGE = 1024
 """Characters of a reason that go on the wire; proxies refuse long header lists."""
@@ -200,6 +203,7 @@ class _Stream(Stream):
 
 class _Connection(Connection):
     _credit = 0
+    lingering: asyncio.TimerHandle | None = None
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> Stream:
         return _Stream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
@@ -227,6 +231,12 @@ class _Connection(Connection):
         if not self.is_closing():
             super().flush()
 
+    def close(self) -> None:
+        """Closes when what is written has been read, or soon: a peer that does not read keeps no connection of ours."""
+        if hasattr(self, "_transport"):
+            self.lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+        super().close()
+
     @property
     def h2(self) -> H2Connection:
         return self._connection
@@ -240,6 +250,9 @@ class Handler(AbstractHandler):
     """What a connection's owner is told."""
 
     protocol: "Protocol"
+
+    def lost(self) -> None:
+        """The connection's socket is gone."""
 
     def made(self, transport: asyncio.Transport) -> bool:
         """A connection is there; False refuses it."""
@@ -316,14 +329,16 @@ class Protocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         h2 = _Http2(config=self.h2_config)
+        wishes: dict[SettingCodes, int] = {SettingCodes.MAX_FRAME_SIZE: FRAME_SIZE, SettingCodes.MAX_HEADER_LIST_SIZE: HEADER_BYTES}
+        if self.h2_config.client_side:
+            wishes[SettingCodes.ENABLE_PUSH] = 0
+        else:
+            wishes[SettingCodes.MAX_CONCURRENT_STREAMS] = self._streams
+        # In force at once, not at the peer's acknowledgement: h2 takes a larger frame that comes in the same read for an error.
+        h2.local_settings = Settings(client=self.h2_config.client_side, initial_values=wishes)
+        h2.max_inbound_frame_size = FRAME_SIZE
+        h2.decoder.max_header_list_size = HEADER_BYTES
         h2.initiate_connection()
-        settings: dict[SettingCodes | int, int] = {
-            SettingCodes.MAX_FRAME_SIZE: FRAME_SIZE,
-            SettingCodes.MAX_HEADER_LIST_SIZE: HEADER_BYTES,
-        }
-        if not self.h2_config.client_side:
-            settings[SettingCodes.MAX_CONCURRENT_STREAMS] = self._streams
-        h2.update_settings(settings)
         h2.increment_flow_control_window(CONNECTION_WINDOW - STREAM_WINDOW)
         self.connection = _Connection(h2, transport, config=self.config)
         self.processor = _Events(self.handler, self.connection)
@@ -359,6 +374,12 @@ class Protocol(H2Protocol):
         super().resume_writing()
         if self._paced and not self.connection.is_closing():
             self.connection.transport.resume_reading()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        super().connection_lost(error)
+        if self.connection.lingering is not None:
+            self.connection.lingering.cancel()
+        self.handler.lost()
 
     def _break(self, reason: str) -> None:
         self.connection.flush()  # h2's GOAWAY, which says what was wrong

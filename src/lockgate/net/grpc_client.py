@@ -214,7 +214,8 @@ class GrpcClient:
         self._place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._authority = settings.authority or settings.tls.server_name_override or self._place
         self._headers = [(name.lower(), value.get_secret_value()) for name, value in settings.headers.items()]
-        self._links: dict[object, _Link] = {}
+        self._links: dict[object, _Link] = {}  # that new requests may take, by address
+        self._all: set[_Link] = set()
         self._turn = 0
         self._connecting: asyncio.Task[None] | None = None
         self._look_again = 0.0
@@ -229,8 +230,10 @@ class GrpcClient:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        for link in list(self._links.values()):
+        for link in list(self._all):
             link.protocol.processor.close("the client closes")
+        while self._all:
+            await next(iter(self._all)).gone.wait()  # as long as closing lingers, at most
 
     async def call(self, method: str, message: bytes, timeout_seconds: float | None) -> bytes:
         """The answer to one request of one message; `method` is its path. Raises GrpcError; cancelling it cancels the request."""
@@ -424,7 +427,7 @@ class GrpcClient:
             transport.abort()
             raise
 
-    def lost(self, link: "_Link") -> None:
+    def forget(self, link: "_Link") -> None:
         """A connection ended, or is to be used no more."""
         self._look_again = 0.0
         for address in [address for address, known in self._links.items() if known is link]:
@@ -465,14 +468,15 @@ class _Link(Handler):
 
     def __init__(self, client: GrpcClient) -> None:
         self._client = client
-        self._lost = self._draining = False
+        self._closed = self._draining = False
+        self.gone = asyncio.Event()
         self._open: set[Stream] = set()
         self.speaks: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the server has sent its settings: a listener that is none of HTTP/2 is not counted as connected."""
 
     @property
     def usable(self) -> bool:
-        return not self._lost and not self._draining
+        return not self._closed and not self._draining
 
     def ready(self) -> None:
         if not self.speaks.done():
@@ -490,22 +494,30 @@ class _Link(Handler):
             self.speaks.set_exception(ConnectionError(f"who listens there does not speak HTTP/2 in this way: {reason}"))
 
     def close(self) -> None:
-        self._lost = True
+        self._closed = True
         if not self.speaks.done():
             self.speaks.set_exception(ConnectionError("the server closed the connection before it spoke HTTP/2"))
-        self._client.lost(self)
+        self._client.forget(self)
+
+    def made(self, transport: asyncio.Transport) -> bool:
+        self._client._all.add(self)
+        return True
+
+    def lost(self) -> None:
+        self._client._all.discard(self)
+        self.gone.set()
 
     def drain(self, last_stream_id: int) -> None:
         """A GOAWAY: nothing new on this connection, what the server has seen may finish, the rest is tried elsewhere."""
         self._draining = True
-        self._client.lost(self)
+        self._client.forget(self)
         for stream in self._open:
             if (stream.id or 0) > last_stream_id:
                 stream.__terminated__("the server takes no more requests on this connection")
         self._close_when_done()
 
     def _close_when_done(self) -> None:
-        if self._draining and not self._open and not self._lost:
+        if self._draining and not self._open and not self._closed:
             self.protocol.processor.close("drained")
 
     async def exchange(self, headers: list[tuple[str, str]], body: bytes) -> bytes:
@@ -523,7 +535,7 @@ class _Link(Handler):
             # A server may answer before it has read everything, and then reset the stream: what it said counts.
             if (said := _said(stream)) is not None:
                 raise said from error
-            if isinstance(error, AttributeError) and not self._lost:
+            if isinstance(error, AttributeError) and not self._closed:
                 raise
             raise GrpcError(Status.UNAVAILABLE, f"the connection or its stream ended without an answer: {error}") from error
         finally:

@@ -197,6 +197,8 @@ class Call:
         try:
             async with asyncio.timeout(self._server.read_timeout):
                 body = await self._stream.recv_data(size) if size else b""
+        except EOFError as error:
+            raise GrpcError(Status.INTERNAL, str(error)) from None
         except TimeoutError:
             raise GrpcError(Status.UNAVAILABLE, f"the message took longer than {self._server.read_timeout:g} s to arrive") from None
         if len(body) < size:
@@ -344,6 +346,7 @@ class GrpcServer:
         finally:
             for connection in list(self.connections):
                 connection.protocol.processor.close("the server stops")
+            await self._empty.wait()  # as long as closing lingers, at most
 
     def _accept(self) -> Protocol:
         times = self.settings.keepalive.server_parameters
@@ -485,6 +488,8 @@ class _Connection(Handler):
             timer.cancel()
         for task in self._tasks.values():
             task.cancel()
+
+    def lost(self) -> None:
         self._server.removed(self)
 
     def say_goaway(self) -> None:
