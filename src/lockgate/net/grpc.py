@@ -194,6 +194,8 @@ class _Buffer:
 
 class _Stream(Stream):
     connection: "_Connection"
+    unprocessed = False
+    """The peer has reset it without having looked at it."""
 
     def init_stream(self, stream_id: int, connection: Connection) -> None:
         super().init_stream(stream_id, connection)
@@ -296,6 +298,9 @@ class _Events(EventsProcessor):
         self.handler.pinged()
 
     def process_stream_reset(self, event: Any) -> None:
+        stream = self.streams.get(event.stream_id)
+        if isinstance(stream, _Stream):
+            stream.unprocessed = event.error_code == ErrorCodes.REFUSED_STREAM
         super().process_stream_reset(event)
         self.handler.reset()
 

@@ -43,6 +43,9 @@ CONNECT_SECONDS = 20.0
 RECONNECT_SECONDS = 10.0
 """While some of a balanced name's addresses answer, the others (and new ones) are looked for this often, and when a connection ends."""
 
+REFUSED_WAITS = (0.001, 0.01, 0.05, 0.2)
+"""Seconds before a request that the server has not looked at is sent again: it counts its streams a little later than we do."""
+
 _USER_AGENT = "lockgate"
 _TOO_LARGE = re.compile(r"larger than max|exceeds maximum size|message too large", re.IGNORECASE)
 """How grpc-go and grpcio, and Java's, word RESOURCE_EXHAUSTED where the message itself is too large."""
@@ -88,6 +91,10 @@ def refusal(error: GrpcError) -> Refusal:
 
 class NotGrpc(GrpcError):
     """Who answered does not speak gRPC: a proxy, or another server at this address."""
+
+
+class _Unprocessed(GrpcError):
+    """The server says that it has not looked at this request, so that sending it again repeats nothing (RFC 9113, 8.7)."""
 
 
 class KeepaliveClientSettings(ComponentSettings):
@@ -231,7 +238,10 @@ class GrpcClient:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
         for link in list(self._all):
+            transport = link.protocol.connection.transport if link.usable else None
             link.protocol.processor.close("the client closes")
+            if transport is not None:
+                transport.abort()  # nobody waits for anything on it, and TLS would wait for the server's goodbye
         while self._all:
             await next(iter(self._all)).gone.wait()  # as long as closing lingers, at most
 
@@ -245,15 +255,21 @@ class GrpcClient:
             headers.append(("grpc-encoding", compression))
         try:
             async with asyncio.timeout(timeout_seconds) as timer:
-                link = await self._link()
-                deadline = timer.when()
-                if deadline is not None:
-                    headers.append(("grpc-timeout", encode_timeout(max(0.001, deadline - asyncio.get_running_loop().time()))))
-                # In a task of its own: grpclib wakes who waits on a dead stream by cancelling his task, and never takes that back, which
-                # would leave this one half cancelled (asyncio's TaskGroup and timeout would then misread it).
-                return await asyncio.create_task(link.exchange(self._request(method) + headers, frame(body, compressed)))
+                for wait in (*REFUSED_WAITS, None):
+                    link = await self._link()
+                    left = [] if (end := timer.when()) is None else [("grpc-timeout", _timeout(end - asyncio.get_running_loop().time()))]
+                    # In a task of its own: grpclib wakes who waits on a dead stream by cancelling his task, and never takes that back,
+                    # which would leave this one half cancelled (asyncio's TaskGroup and timeout would then misread it).
+                    exchange = link.exchange([*self._request(method), *left, *headers], frame(body, compressed))
+                    try:
+                        return await asyncio.create_task(exchange)
+                    except _Unprocessed:
+                        if wait is None:
+                            raise
+                        await asyncio.sleep(wait)
         except TimeoutError:
             raise GrpcError(Status.DEADLINE_EXCEEDED, f"{self._place} did not answer in {timeout_seconds:g} s; raise timeout") from None
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _request(self, method: str) -> list[tuple[str, str]]:
         return [
@@ -330,7 +346,9 @@ class GrpcClient:
             reason = error.strerror or str(error)
             raise self._unavailable(f"the name does not resolve ({reason}); look at the name and at DNS egress") from error
         except (OSError, TlsError, ProtocolError, ValueError) as error:
-            met = await explain(error, *self._settings.address, self._settings.tls.server_name_override)
+            met = None
+            if self._tls is not None and self._proxy() is None:
+                met = await explain(error, *self._settings.address, self._settings.tls.server_name_override)
             raise self._unavailable(met or str(error) or type(error).__name__) from error
 
     def _unavailable(self, why: str) -> GrpcError:
@@ -370,7 +388,7 @@ class GrpcClient:
     async def _opened(self, protocol: Protocol) -> "_Link":
         link = cast(_Link, protocol.handler)
         tls = protocol.connection.transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != "h2":
+        if self._tls is not None and tls is not None and tls.selected_alpn_protocol() != "h2":
             protocol.processor.close("no HTTP/2")
             raise ConnectionError("it speaks TLS but does not offer HTTP/2 (ALPN h2), so it is no gRPC server")
         if self._settings.write_buffer_size:
@@ -421,6 +439,7 @@ class GrpcClient:
             else:
                 transport.set_protocol(protocol)
                 protocol.connection_made(transport)
+                protocol.data_received(tunnel.rest)
                 transport.resume_reading()
             return await self._opened(protocol)
         except BaseException:
@@ -439,6 +458,8 @@ class _Tunnel(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.rest = b""
+        """What came behind the proxy's answer: in plain text, a server's HTTP/2 settings may come in the same read."""
         self._head = b""
         self._transport: asyncio.Transport | None = None
 
@@ -450,10 +471,10 @@ class _Tunnel(asyncio.Protocol):
         if self.answer.done() or (b"\r\n\r\n" not in self._head and len(self._head) < 16384):
             return
         assert self._transport is not None
-        self._transport.pause_reading()  # until the next protocol has it; a client speaks first in TLS and in HTTP/2
-        head, _, rest = self._head.partition(b"\r\n\r\n")
+        self._transport.pause_reading()  # until the next protocol has it
+        head, _, self.rest = self._head.partition(b"\r\n\r\n")
         match = re.match(rb"HTTP/1\.[01] (\d{3})", head)
-        if match is None or (rest and match[1].startswith(b"2")):
+        if match is None:
             self.answer.set_exception(ConnectionError("the proxy's answer to CONNECT is not HTTP"))
         else:
             self.answer.set_result(int(match[1]))
@@ -513,6 +534,7 @@ class _Link(Handler):
         self._client.forget(self)
         for stream in self._open:
             if (stream.id or 0) > last_stream_id:
+                stream.unprocessed = True  # type: ignore[attr-defined]  # ours, see grpc._Stream
                 stream.__terminated__("the server takes no more requests on this connection")
         self._close_when_done()
 
@@ -537,7 +559,8 @@ class _Link(Handler):
                 raise said from error
             if isinstance(error, AttributeError) and not self._closed:
                 raise
-            raise GrpcError(Status.UNAVAILABLE, f"the connection or its stream ended without an answer: {error}") from error
+            kind = _Unprocessed if getattr(stream, "unprocessed", False) else GrpcError
+            raise kind(Status.UNAVAILABLE, f"the connection or its stream ended without an answer: {error}") from error
         finally:
             self._open.discard(stream)
             if release is not None:
@@ -546,6 +569,10 @@ class _Link(Handler):
                     self.protocol.connection.flush()
                 release()
             self._close_when_done()
+
+
+def _timeout(seconds: float) -> str:
+    return encode_timeout(max(0.001, seconds))
 
 
 async def _answer(stream: Stream) -> bytes:

@@ -224,7 +224,8 @@ class Call:
     async def send(self, message: bytes) -> None:
         """Answers with this message, compressed as the request was where that is worth it."""
         if not self._answering:
-            worth_it = len(message) > REPLY_COMPRESSION_BYTES and self._encoding != "identity"
+            accepted = self.headers.get("grpc-accept-encoding", self._encoding).replace(" ", "").split(",")
+            worth_it = len(message) > REPLY_COMPRESSION_BYTES and self._encoding in accepted
             self._answering = self._encoding if worth_it else "identity"
             await self._stream.send_headers([*_RESPONSE, ("grpc-encoding", self._answering)])
         encoding = ENCODINGS[self._answering]
