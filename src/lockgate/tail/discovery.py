@@ -94,7 +94,7 @@ class Discovery:
     def scan(self) -> None:
         """Look at everything."""
         for root in self._patterns.roots:
-            if root not in self._directories and not os.path.isdir(root):  # noqa: PTH112 - paths are text here
+            if root not in self._directories and not os.path.isdir(root):
                 self.missing.add(root)
                 continue
             self.missing.discard(root)
@@ -161,7 +161,9 @@ class Discovery:
 
     def _enter(self, path: str, state: State) -> None:
         if len(self._directories) >= _MAX_DIRECTORIES:
-            self._report.unreadable(path, OSError(errno.EMFILE, f"more than {_MAX_DIRECTORIES} directories match; narrow the include patterns"))
+            self._report.unreadable(
+                path, OSError(errno.EMFILE, f"more than {_MAX_DIRECTORIES} directories match; narrow the include patterns")
+            )
             return
         self._directories[path] = _Directory(state)
 

@@ -130,7 +130,17 @@ class Followed:
             return None
         position, skipping, anchor = self.life.taken
         return Saved(
-            self.life.key, self.device, self.inode, self.path, self.real, position, skipping, anchor, self.first, self.size, self.life.number
+            self.life.key,
+            self.device,
+            self.inode,
+            self.path,
+            self.real,
+            position,
+            skipping,
+            anchor,
+            self.first,
+            self.size,
+            self.life.number,
         )
 
 

@@ -62,7 +62,7 @@ class Roots:
                     mode = os.stat(part or ".", dir_fd=directory, follow_symlinks=False).st_mode
                     if stat.S_ISLNK(mode):
                         target = os.readlink(part, dir_fd=directory)
-                        current = os.path.normpath(os.path.join(real, target, *parts[index + 1 :]))  # noqa: PTH118 - text, not a file
+                        current = os.path.normpath(os.path.join(real, target, *parts[index + 1 :]))
                         break
                     if index == len(parts) - 1:
                         result, directory = directory, -1

@@ -6,6 +6,7 @@ The collector's patterns (doublestar): `*` and `?` stay within a name, `**` span
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import re2
@@ -148,7 +149,7 @@ def _expand(pattern: str) -> Iterator[str]:
             depth -= 1
             if depth == 0:
                 edges = [start, *commas, index]
-                for left, right in zip(edges, edges[1:], strict=False):
+                for left, right in pairwise(edges):
                     yield from _expand(pattern[:start] + pattern[left + 1 : right] + pattern[index + 1 :])
                 return
         index += 1

@@ -121,7 +121,9 @@ class Rounds:
             await self._deliver_soon(found)
             async with self._room:
                 await self._room.wait_for(
-                    lambda: self._stopping or (self.rounds_under_way < self.limits.max_rounds and self.bytes_under_way < self.limits.max_bytes)
+                    lambda: (
+                        self._stopping or (self.rounds_under_way < self.limits.max_rounds and self.bytes_under_way < self.limits.max_bytes)
+                    )
                 )
             if not found.more:
                 await self._wait(began)
@@ -208,7 +210,9 @@ class Rounds:
                 elapsed = self._clock.monotonic() - began
                 if limits.retry_elapsed_seconds and elapsed >= limits.retry_elapsed_seconds:
                     self.dropped += batch.count
-                    self._log.error("gave up %d records after %.0f s, as retry_on_failure.max_elapsed_time says: %s", batch.count, elapsed, refusal)
+                    self._log.error(
+                        "gave up %d records after %.0f s, as retry_on_failure.max_elapsed_time says: %s", batch.count, elapsed, refusal
+                    )
                     break
                 self._status.block(f"the next owner cannot take records now: {refusal}", "delivery")
                 await self._clock.sleep(max(next(waits), refusal.after or 0.0))

@@ -246,7 +246,7 @@ class Tailer:
         self._discovery.scan()
         if not self._looked:
             self._looked = self._from_start = True
-            for directory in sorted({os.path.dirname(path) for entry in self._saved.values() for path in (entry.real, entry.path)}):  # noqa: PTH120
+            for directory in sorted({os.path.dirname(path) for entry in self._saved.values() for path in (entry.real, entry.path)}):
                 self._discovery.look_in(directory)
         self._check_saved()
         cost = self._monotonic() - now
@@ -283,7 +283,7 @@ class Tailer:
             elif (status := _status(entry.real, identity)) is not None:
                 path, matched = entry.real, False
             else:
-                directory = os.path.dirname(entry.real)  # noqa: PTH120
+                directory = os.path.dirname(entry.real)
                 path, matched = f"{directory}/{_name_of(directory, entry.inode)}", False
                 status = _status(path, identity)
             if status is None:
@@ -424,7 +424,11 @@ class Tailer:
         """Whether one more file may be opened, after closing the one that has been quiet for longest if need be."""
         if len(self._files) < self.options.max_files:
             return True
-        idle = [file for file in self._files.values() if file not in self._ready and not file.unread and file.life is not None and file.life.settled]
+        idle = [
+            file
+            for file in self._files.values()
+            if file not in self._ready and not file.unread and file.life is not None and file.life.settled
+        ]
         if not idle:
             return False
         self._close(min(idle, key=lambda file: file.quiet_since), keep=True)
@@ -621,7 +625,7 @@ def describe_unreadable(path: str, error: OSError) -> str:
         whose = f"it is mode {stat.filemode(status.st_mode)}, owner uid {status.st_uid}, gid {status.st_gid}"
     except OSError:
         parent = path
-        while (parent := os.path.dirname(parent)) not in ("/", ""):  # noqa: PTH120
+        while (parent := os.path.dirname(parent)) not in ("/", ""):
             try:
                 status = os.stat(parent)
             except OSError:
@@ -632,5 +636,3 @@ def describe_unreadable(path: str, error: OSError) -> str:
         whose = f"{parent} is mode {stat.filemode(status.st_mode)}, owner uid {status.st_uid}, gid {status.st_gid}"
     mend = "give it that group (supplementalGroups), or run as the owner"
     return f"cannot read {path}: {error.strerror or error}; {who}; {whose}; {mend}"
-
-
