@@ -112,7 +112,7 @@ class Tailer:
         unix_nano: Callable[[], int] = time.time_ns,
     ) -> None:
         self.options, self._make_parser, self._monotonic, self._unix_nano = options, make_parser, monotonic, unix_nano
-        patterns = Patterns(options.include, options.exclude)
+        self._patterns = patterns = Patterns(options.include, options.exclude)
         self._roots = Roots.of([*patterns.roots, *options.link_roots])
         self._discovery = Discovery(patterns, self._roots, self, inotify=options.inotify)
         self._files: dict[tuple[int, int], Followed] = {}
@@ -330,6 +330,9 @@ class Tailer:
             self.unreadable(path, error)
             return False
         self.readable(path)
+        if self._patterns.excluded(real):
+            os.close(descriptor)
+            return True
         self._adopt(path, real, descriptor, matched)
         return True
 

@@ -35,6 +35,8 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         if settings.storage:
             storage = context.host.extension(settings.storage).storage(f"{context.kind}/{context.id}")
         saved = await self._load(storage) if storage is not None else []
+        # What cannot be known is read again: duplicates, not loss.
+        at_end = settings.start_at == "end" and saved is not None
 
         def parser(path: str, real: str, descriptor: int) -> Parser:
             return make_parser(settings, path, real, descriptor)
@@ -44,7 +46,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             include=tuple(settings.include),
             exclude=(*settings.exclude, *own_pod_patterns(os.environ, socket.gethostname())),
             link_roots=tuple(settings.symlink_roots),
-            start_at_end=settings.start_at == "end",
+            start_at_end=at_end,
             exclude_older_than_seconds=settings.exclude_older_than,
             poll_seconds=settings.poll_interval,
             fingerprint_bytes=settings.fingerprint_size,
@@ -60,7 +62,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             retry_max_seconds=retry.max_interval,
             retry_elapsed_seconds=retry.max_elapsed_time,
         )
-        self._tailer = Tailer(options, parser, saved, monotonic=context.clock.monotonic, unix_nano=context.clock.time_unix_nano)
+        self._tailer = Tailer(options, parser, saved or [], monotonic=context.clock.monotonic, unix_nano=context.clock.time_unix_nano)
         if self._tailer.unwatched and settings.inotify:
             self.log.warning("%s", self._tailer.unwatched)
         self._rounds = Rounds(
@@ -81,13 +83,15 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         if self._rounds is not None:
             await self._rounds.stop()
 
-    async def _load(self, storage: Storage) -> list[Saved]:
-        """The saved positions; where they cannot be read, files are read again rather than not at all."""
+    async def _load(self, storage: Storage) -> list[Saved] | None:
+        """The saved positions; None where they cannot be read."""
         try:
             return decode(await self.in_thread(storage.load))
         except (OSError, ValueError) as error:
-            self.log.error("positions in storage %s cannot be used: %s; files are read as at a first start", self.settings.storage, error)
-            return []
+            self.log.error(
+                "positions in storage %s cannot be used: %s; files are read again from their beginning", self.settings.storage, error
+            )
+            return None
 
     def _max_files(self) -> int:
         """max_concurrent_files, as far as the system lets us; the soft limit is raised to the hard one."""

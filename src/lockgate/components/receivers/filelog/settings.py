@@ -24,7 +24,7 @@ _UNSUPPORTED = {
     "compression": "only plain files are followed",
     "delete_after_read": "Lockgate never deletes a log",
     "acquire_fs_lock": "no file is locked; leave it out",
-    "include_file_record_number": "a record's number is not known after a restart inside the file; log.file.path and the time tell records apart",
+    "include_file_record_number": "a record's number is not known after a restart; the path and the time tell records apart",
     "polls_to_archive": "positions are kept as long as their files exist; leave it out",
 }
 
@@ -212,9 +212,7 @@ class FilelogSettings(ComponentSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> FilelogSettings:
         if self.multiline is not None and self.operators:
-            raise ValueError(
-                "multiline works on the file's raw text, where it would glue the runtime's lines together; remove it or the container operator"
-            )
+            raise ValueError("multiline would glue together the lines that the container operator parses; remove one of them")
         return self
 
     @property
