@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 # The sanitizer build of `make soak` sets LOCKGATE_KERNEL_CFLAGS.
 CFLAGS = os.environ.get("LOCKGATE_KERNEL_CFLAGS", "-O3").split()
-KERNELS = ["cri", "lines", "otlp"]
+KERNELS = ["cri", "otlp"]
 
 
 class OptionalBuildExt(build_ext):
