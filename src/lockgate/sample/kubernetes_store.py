@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockgate.kit.clock import Clock
-from lockgate.sample import selectors
 from lockgate.kube.resources import EVENTS, KNOWN, NAMESPACES, NODES, PODS, Resource
+from lockgate.sample import selectors
 
 Object = dict[str, Any]
 
