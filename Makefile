@@ -23,6 +23,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: install lint
+	sh tests/install-debian.sh
 	$(BIN)/python -m pytest
 
 test-peers: install
