@@ -116,11 +116,10 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
         start = position
         tag, position = _varint(payload, position)
         if tag & 7 != 2:
-            position = _skip(payload, position, tag)
-            out.append(view[start:position])
-            continue
-        length, position = _varint(payload, position)
-        end = position + length
+            end = position = _skip(payload, position, tag)
+        else:
+            length, position = _varint(payload, position)
+            end = position + length
         if end > size:
             raise DecodeError(f"field at byte {start} runs past the end of the request")
         if tag != 0x0A:
@@ -241,8 +240,13 @@ def count_records(signal: Signal, payload: bytes) -> int:
 
 
 def merge(batches: Iterable[Batch]) -> Batch:
-    """One batch of several of the same signal and peer, in order: protobuf messages concatenate. Its id is derived from theirs."""
+    """One batch of several, in order: protobuf messages concatenate. Its id is derived from theirs.
+
+    ValueError where there is none, or where signals or peers differ: pod association would give one client's records to another.
+    """
     several = list(batches)
+    if len({(batch.signal, batch.peer) for batch in several}) != 1:
+        raise ValueError("only batches of one signal and one peer merge")
     if len(several) == 1:
         return several[0]
     parts = tuple(part for batch in several for part in (batch.parts or (Part(batch.id, len(batch.payload)),)))

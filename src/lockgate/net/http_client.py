@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
 from lockgate.kit.document import Path
@@ -110,6 +110,13 @@ class HttpClientSettings(ComponentSettings):
         if value:
             parse_proxy(value)
         return value
+
+    @model_validator(mode="after")
+    def _level_exists(self) -> Self:
+        level, is_zstd = self.compression_params.level, self.compression == "zstd"
+        if level is not None and not is_zstd and not 0 <= level <= 9:
+            raise ValueError(f"compression_params.level {level} does not exist for {self.compression}; use 0 to 9")
+        return self
 
     def urls(self) -> list[str]:
         """Every URL that requests go to; a client with more than one adds them here."""

@@ -280,7 +280,7 @@ class HttpServer:
         if not request.content.is_eof() or not self.settings.keep_alives_enabled:
             # Whatever of the body is still to come would be read for nothing, or taken for the next request.
             response.force_close()
-        response.headers.update(self._headers)
+        response.headers.update({"Server": "lockgate"} | self._headers)
         self._add_cors(request, response)
         try:
             async with asyncio.timeout(self.settings.write_timeout or None):

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from google.rpc.status_pb2 import Status
 
-from lockgate.batch import Signal
+from lockgate.batch import Signal, message_type
 from lockgate.components.receivers.otlp.intake import Intake
 from lockgate.components.receivers.otlp.settings import OtlpHttpSettings
 from lockgate.kit.sometimes import Sometimes
@@ -100,7 +100,7 @@ class OtlpHttp:
 def _decode_json(body: bytes, signal: Signal) -> bytes:
     from lockgate.wire import otlp_json
 
-    return otlp_json.decode(body, list(Signal).index(signal))
+    return otlp_json.decode(body, message_type(signal))
 
 
 def _address(remote: str | None) -> str:
