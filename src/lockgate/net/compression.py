@@ -58,7 +58,10 @@ def compress(body: bytes, encoding: str, level: int | None = None) -> bytes:
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """What this body holds, of at most `limit` bytes; raises TooLarge or CorruptBody. An empty body holds nothing, however it is labelled."""
+    """What this body holds, of at most `limit` bytes; raises TooLarge or CorruptBody.
+
+    An empty body holds nothing, however it is labelled.
+    """
     if not body:
         return body
     match encoding:

@@ -4,6 +4,7 @@ One attempt per call and a verdict in the pipeline's words: what never reached a
 answer's status means is the caller's to say. URLs are never shown whole: an HTTP source's path is its secret.
 """
 
+import base64
 import errno
 import os
 from collections.abc import Iterator, Mapping
@@ -225,13 +226,15 @@ class HttpClient:
         try:
             credentials = await self._credentials()
             proxy = settings.proxy(target)
+            to_proxy = _proxy_credentials(proxy)
             async with self._session.post(
                 target,
                 data=sent,
-                headers={**headers, **encoding, **self._headers, **credentials},
+                # A tunnel's credentials go into its CONNECT, those of a forwarded request into the request.
+                headers={**headers, **encoding, **self._headers, **credentials, **(to_proxy if target.scheme == "http" else {})},
                 allow_redirects=False,
                 proxy=proxy.with_user(None) if proxy else None,
-                proxy_auth=aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy and proxy.user else None,
+                proxy_headers=to_proxy if target.scheme == "https" else None,
                 server_hostname=settings.tls.server_name_override or None,
                 ssl=self._tls.context() if self._tls else True,
             ) as response:
@@ -264,6 +267,12 @@ class HttpClient:
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return "the server closed the connection without an answer"
         return f"{type(error).__name__}: {error}"
+
+
+def _proxy_credentials(proxy: URL | None) -> dict[str, str]:
+    if proxy is None or not proxy.user:
+        return {}
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(f'{proxy.user}:{proxy.password or str()}'.encode()).decode()}"}
 
 
 async def _bounded(stream: aiohttp.StreamReader) -> bytes:

@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,29 @@ async def post(url: str, body: bytes = b"x" * 10_000, *, clock: Any = None, host
         return await client.post(url, body, {"Content-Type": "text/plain"})
 
 
+@asynccontextmanager
+async def raw_server(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[int]:
+    """A TCP server; leaving it waits for what it serves, so that nothing outlives the test."""
+    serving: set[asyncio.Task[Any]] = set()
+
+    async def track(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.transport.abort()
+            serving.discard(task)
+
+    server = await asyncio.start_server(track, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
+
+
 class Proxy:
     """A small real proxy: CONNECT tunnels, and plain requests in absolute form; remembers what it was asked."""
 
@@ -52,11 +75,8 @@ class Proxy:
         self.asked: list[str] = []
         self.credentials: list[str] = []
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[int]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        async with server:
-            yield server.sockets[0].getsockname()[1]
+    def running(self) -> AbstractAsyncContextManager[int]:
+        return raw_server(self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -83,7 +103,7 @@ class Proxy:
         except ConnectionError:
             pass
         finally:
-            writer.close()
+            writer.transport.abort()
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +152,7 @@ async def test_no_proxy_and_loopback_go_directly(monkeypatch: pytest.MonkeyPatch
     async with echoing() as (port, _):
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
         assert (await post(f"http://localhost:{port}/")).status == 200
-        with pytest.raises(Retryable, match="backend.test"):
+        with pytest.raises(Retryable, match=r"backend\.test"):
             await post(f"http://backend.test:{port}/")
 
 
@@ -195,23 +215,20 @@ async def test_a_connection_closed_early_is_retried(said: bytes) -> None:
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         writer.write(said)
-        writer.close()
+        await writer.drain()
 
-    server = await asyncio.start_server(close, "127.0.0.1", 0)
-    async with server:
+    async with raw_server(close) as port:
         with pytest.raises(Retryable, match="cannot POST"):
-            await post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+            await post(f"http://127.0.0.1:{port}/")
 
 
 async def test_a_server_that_does_not_answer_is_retried_after_the_timeout() -> None:
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    async with server:
+    async with raw_server(hang) as port:
         with pytest.raises(Retryable, match=r"no answer in 0\.05 s"):
-            await post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout="50ms")
+            await post(f"http://127.0.0.1:{port}/", timeout="50ms")
 
 
 async def test_only_the_beginning_of_a_long_answer_is_kept() -> None:
