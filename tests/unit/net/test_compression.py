@@ -64,7 +64,7 @@ def test_a_bomb_in_parts_is_stopped_too(encoding: str) -> None:
 
 
 def test_a_zstd_window_that_asks_for_much_memory_is_refused() -> None:
-    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
     packer = zstd.ZstdCompressor(options=options)
     packed = packer.compress(bytes(1 << 20)) + packer.flush()
     with pytest.raises(CorruptBody, match="zstd"):
