@@ -58,12 +58,7 @@ def compress(body: bytes, encoding: str, level: int | None = None) -> bytes:
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """What this body holds, of at most `limit` bytes; raises TooLarge or CorruptBody.
-
-    An empty body holds nothing, however it is labelled.
-    """
-    if not body:
-        return body
+    """What this body holds, of at most `limit` bytes; raises TooLarge or CorruptBody."""
     match encoding:
         case "" | "none" | "identity":
             if len(body) > limit:
@@ -126,6 +121,8 @@ def _unzstd(body: bytes, limit: int) -> bytes:
         if not frame.eof:
             raise CorruptBody("the compressed body ends early")
         body = frame.unused_data
+    if not pieces:
+        raise CorruptBody("the compressed body is empty")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

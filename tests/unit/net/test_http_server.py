@@ -240,7 +240,7 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_needs_name_the_port() -> None:
-    assert list(HttpServerSettings(endpoint=":4318").needs()) == [Listen("", 4318, "HTTP requests")]
+    assert list(HttpServerSettings(endpoint=":4318").needs()) == [Listen("", 4318, "requests over HTTP")]
 
 
 def test_a_budget_lets_one_that_is_too_large_in_alone() -> None:

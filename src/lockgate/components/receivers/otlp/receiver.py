@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from lockgate.batch import Batch
-from lockgate.components.receivers.otlp.http import OtlpHttp
-from lockgate.components.receivers.otlp.intake import Intake
 from lockgate.components.receivers.otlp.settings import OtlpReceiverSettings
+from lockgate.net.intake import Intake
+from lockgate.net.otlp_http import OtlpHttp
 from lockgate.pipeline.contract import Context, Receiver, component
 
 
@@ -19,7 +19,7 @@ class OtlpReceiver(Receiver[OtlpReceiverSettings]):
         super().__init__(settings, context)
         intake = Intake(self, self._count_refused, settings.ack_timeout)
         protocols = settings.protocols
-        self.http = OtlpHttp(protocols.http, context, intake) if protocols.http else None
+        self.http = OtlpHttp(protocols.http, protocols.http.paths(), context, intake) if protocols.http else None
         self._transports = AsyncExitStack()
 
     def _count_refused(self, batch: Batch, transport: str) -> None:
