@@ -116,11 +116,10 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
         start = position
         tag, position = _varint(payload, position)
         if tag & 7 != 2:
-            position = _skip(payload, position, tag)
-            out.append(view[start:position])
-            continue
-        length, position = _varint(payload, position)
-        end = position + length
+            end = position = _skip(payload, position, tag)
+        else:
+            length, position = _varint(payload, position)
+            end = position + length
         if end > size:
             raise DecodeError(f"field at byte {start} runs past the end of the request")
         if tag != 0x0A:
@@ -241,8 +240,13 @@ def count_records(signal: Signal, payload: bytes) -> int:
 
 
 def merge(batches: Iterable[Batch]) -> Batch:
-    """One batch of several of the same signal and peer, in order: protobuf messages concatenate. Its id is derived from theirs."""
+    """One batch of several, in order: protobuf messages concatenate. Its id is derived from theirs.
+
+    ValueError where there is none, or where signals or peers differ: pod association would give one client's records to another.
+    """
     several = list(batches)
+    if len({(batch.signal, batch.peer) for batch in several}) != 1:
+        raise ValueError("only batches of one signal and one peer merge")
     if len(several) == 1:
         return several[0]
     parts = tuple(part for batch in several for part in (batch.parts or (Part(batch.id, len(batch.payload)),)))
@@ -296,14 +300,14 @@ def _cut(payload: bytes, position: int, end: int, levels: Sequence[Set[int]], ro
         if tag & 7 == 2:
             length, body = _varint(payload, position)
             position = body + length
-            if tag >> 3 in levels[0]:
-                children.append((start, body, position))
-                continue
         else:
-            position = _skip(payload, position, tag)
+            body, position = 0, _skip(payload, position, tag)
         if position > end:
             raise DecodeError(f"field at byte {start} runs past the end of its message")
-        head.append(payload[start:position])
+        if body and tag >> 3 in levels[0]:
+            children.append((start, body, position))
+        else:
+            head.append(payload[start:position])
     out, held = list(head), 0
     for start, body, stop in children:
         if held == room:

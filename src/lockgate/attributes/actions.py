@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from pydantic import BeforeValidator, model_validator
 
 from lockgate.attributes.values import Attributes, encode, find, put, remove, text
@@ -153,6 +153,7 @@ def _setter(action: Action) -> Edit:
     key, wanted = action.key, action.from_attribute
     inserts, updates = action.action != "update", action.action != "insert"
     fixed = encode(action.value)
+    new = KeyValue(key=key, value=fixed)
     source: Callable[[Attributes, str], AnyValue | None]
     if wanted:
         source = lambda attributes, peer: find(attributes, wanted)  # noqa: E731
@@ -168,7 +169,7 @@ def _setter(action: Action) -> Edit:
         existing = find(attributes, key)
         if existing is None:
             if inserts:
-                attributes.add(key=key, value=value)
+                attributes.append(new if value is fixed else KeyValue(key=key, value=value))
         elif updates and existing is not value:
             existing.CopyFrom(value)
 

@@ -21,6 +21,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     Kind.PROCESSOR: {
         "attributes": "attributes:AttributesProcessor",
         "batch": "batch:BatchProcessor",
+        "filter": "filter:FilterProcessor",
+        "groupbyattrs": "groupbyattrs:GroupByAttrsProcessor",
         "k8sattributes": "k8sattributes:K8sAttributesProcessor",
         "memory_limiter": "memory_limiter:MemoryLimiterProcessor",
         "resource": "resource:ResourceProcessor",
@@ -33,11 +35,16 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "debug": "debug:DebugExporter",
         "otlp": "otlp:OtlpExporter",
         "otlphttp": "otlphttp:OtlpHttpExporter",
+        "store": "store:StoreExporter",
         "sumologic": "sumologic:SumologicExporter",
     },
     Kind.EXTENSION: {
+        "basicauth": "basicauth:BasicAuthExtension",
+        "bearertokenauth": "bearertokenauth:BearerTokenAuthExtension",
         "file_storage": "file_storage:FileStorageExtension",
         "health_check": "health_check:HealthCheckExtension",
+        "query": "query:QueryExtension",
+        "sample_cluster": "sample_cluster:SampleClusterExtension",
     },
 }
 

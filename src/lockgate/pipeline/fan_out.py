@@ -24,24 +24,30 @@ class FanOut:
         self._consumers, self._clock = consumers, clock
 
     async def consume(self, batch: Batch) -> None:
-        results = await asyncio.gather(*(self._deliver(consumer, batch) for consumer in self._consumers), return_exceptions=True)
-        bugs = [result for result in results if isinstance(result, BaseException) and not isinstance(result, Permanent)]
-        if bugs:
-            raise bugs[0]
-        refusals = [result for result in results if isinstance(result, Permanent)]
-        if refusals and len(refusals) == len(results):
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._deliver(consumer, batch)) for consumer in self._consumers]
+        except BaseExceptionGroup as bugs:
+            # Not waited for: another consumer may be down, and asked again for hours.
+            raise bugs.exceptions[0] from None
+        refusals = [refusal for task in tasks if (refusal := task.result()) is not None]
+        if refusals and len(refusals) == len(tasks):
             raise refusals[0]
 
-    async def _deliver(self, consumer: Consumer, batch: Batch) -> None:
+    async def _deliver(self, consumer: Consumer, batch: Batch) -> Permanent | None:
         waits = delays(0.1, 5.0)
         while True:
             try:
-                return await consumer.consume(batch)
+                await consumer.consume(batch)
             except Retryable as refusal:
                 # One consumer alone gives its refusal back at once: nothing would be repeated by the caller's own retry.
                 if len(self._consumers) == 1:
                     raise
                 await self._clock.sleep(max(next(waits), refusal.after or 0.0))
+            except Permanent as refusal:
+                return refusal
+            else:
+                return None
 
 
 def fan_out(consumers: Sequence[Consumer], clock: Clock) -> Consumer:

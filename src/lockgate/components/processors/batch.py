@@ -29,7 +29,7 @@ class BatchSettings(ComponentSettings):
     """No batch that goes on is larger than this: larger ones are split. 0 is no limit."""
     timeout: Duration = 0.2
     """How long a batch waits for others at most, while earlier ones are under way; 0 lets every batch go on at once."""
-    metadata_keys: list[str] = Field([], max_length=0)
+    metadata_keys: list[str] = []
     """Must be empty: batches carry no client metadata. Batches of different peers are never merged."""
     metadata_cardinality_limit: int = Field(1000, ge=1)
     """Batches of at most this many peers wait at the same time; those of further peers go on unmerged."""
@@ -38,6 +38,8 @@ class BatchSettings(ComponentSettings):
     def _fits(self) -> Self:
         if 0 < self.send_batch_max_size < self.send_batch_size:
             raise ValueError("send_batch_max_size must be at least send_batch_size, or 0")
+        if self.metadata_keys:
+            raise ValueError("metadata_keys must be empty: batches carry no client metadata, and different peers are never merged anyway")
         if self.timeout < 0:
             raise ValueError("timeout must not be negative")
         return self
