@@ -176,7 +176,7 @@ async def test_old_events_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_apply_keeps_the_uid_that_the_node_gave_and_says_nothing_twice() -> None:
     store = _store()
-    item = {"apiVersion": "v1", "kind": "Pod"} | pod("a")
+    item: Object = {"apiVersion": "v1", "kind": "Pod"} | pod("a")
     item["metadata"]["uid"] = "from-the-log-path"
     store.apply("apply", item)
     version = store.version
