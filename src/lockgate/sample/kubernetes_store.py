@@ -157,23 +157,6 @@ class ObjectStore:
         for namespace in ("default", "kube-system"):
             self.create(NAMESPACES, {"metadata": {"name": namespace}})
 
-    def apply(self, action: str, item: Mapping[str, Any]) -> None:
-        """What the sample's node tells: `apply` makes an object exist as given, its status and even its uid (which stands in its logs'
-        path); `delete` removes it at once."""
-        resource = next(resource for resource in KNOWN if (resource.api_version, resource.kind) == (item["apiVersion"], item["kind"]))
-        new = copy.deepcopy(dict(item))
-        key = _key_of(resource, new)
-        old = self._objects[resource].get(key)
-        if action == "delete":
-            if old is not None:
-                self._remove(resource, key)
-            return
-        made = old or {"metadata": {"uid": str(uuid.uuid4()), "creationTimestamp": self._now()}}
-        kept = {name: made["metadata"][name] for name in ("uid", "creationTimestamp")}
-        new["metadata"] = kept | new["metadata"] | ({"creationTimestamp": kept["creationTimestamp"]} if old else {})
-        if old is None or not _same(new, old):
-            self._put(resource, key, old, new)
-
     def create(self, resource: Resource, item: Mapping[str, Any], namespace: str = "") -> Object:
         """The object as stored. Raises StoreError."""
         new = copy.deepcopy(dict(item))

@@ -13,7 +13,7 @@ import pytest
 import trustme
 from aiohttp import web
 from support import VirtualClock
-from support.kubernetes import Faults, pod, put, sample
+from support.kubernetes import Faults, apply, pod, put, sample
 
 from lockgate.kit.clock import SystemClock
 from lockgate.kube import client as client_module
@@ -60,7 +60,7 @@ async def test_pages_together_are_the_whole_list() -> None:
 )
 async def test_a_query_selects_on_the_server(query: Query, expected: list[str]) -> None:
     async with sample() as (store, access), Client(access) as client:
-        store.apply("apply", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
+        apply(store, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
         for item in (pod("a", labels={"app": "web"}), pod("b", nodeName="node-2"), pod("c", "shop")):
             put(store, PODS, item)
         assert await names(client, query) == expected

@@ -172,17 +172,3 @@ async def test_old_events_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         store.create(EVENTS, {"metadata": {"name": f"event-{number}"}, "reason": "Started"})
     assert [item["metadata"]["name"] for item in store.list(Selection(EVENTS)).items] == ["event-2", "event-3", "event-4"]
-
-
-async def test_apply_keeps_the_uid_that_the_node_gave_and_says_nothing_twice() -> None:
-    store = _store()
-    item: Object = {"apiVersion": "v1", "kind": "Pod"} | pod("a")
-    item["metadata"]["uid"] = "from-the-log-path"
-    store.apply("apply", item)
-    version = store.version
-    store.apply("apply", item)
-    found = store.get(PODS, "default", "a")
-    assert (found["metadata"]["uid"], found["status"]["phase"], store.version) == ("from-the-log-path", "Running", version)
-    store.apply("delete", item)
-    with pytest.raises(StoreError, match="not found"):
-        store.get(PODS, "default", "a")

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import ValidationError
 from support import FakeHost, Sink, VirtualClock, batch, context, resource_attributes
-from support.kubernetes import Faults, Object, pod, put, sample
+from support.kubernetes import Faults, Object, apply, pod, put, sample
 
 from lockgate.batch import Batch, Signal
 from lockgate.components.processors.k8sattributes import K8sAttributesProcessor
@@ -45,11 +45,11 @@ def cluster(store: ObjectStore) -> None:
         meta("apps/v1", "StatefulSet", "db", "sts-uid", "shop", labels={"tier": "data"}),
         meta("batch/v1", "Job", "backup-28573", "job-uid", "shop", ("CronJob", "backup", "cron-uid"), labels={"kind": "nightly"}),
     ):
-        store.apply("apply", item)
+        apply(store, item)
 
     def run(item: Object, uid: str) -> None:
         item["metadata"] |= {"uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"}
-        store.apply("apply", {"apiVersion": "v1", "kind": "Pod"} | item)
+        apply(store, {"apiVersion": "v1", "kind": "Pod"} | item)
 
     labels = {"app": "web", "app.kubernetes.io/name": "shopfront", "app.kubernetes.io/version": "7"}
     annotations = {"team/owner": "me", "resource.opentelemetry.io/cart": "big", "note": ""}
