@@ -106,6 +106,11 @@ class HttpServerSettings(ComponentSettings):
         return self
 
     @property
+    def purpose(self) -> str:
+        """What is served, for the table of needs."""
+        return "requests"
+
+    @property
     def body_limit(self) -> int:
         """Bytes that a body may have as it is sent."""
         return self.max_request_body_size or 20 << 20
@@ -117,7 +122,7 @@ class HttpServerSettings(ComponentSettings):
 
     def needs(self) -> Iterator[Need]:
         yield from super().needs()
-        yield Listen(*split_endpoint(self.endpoint), "HTTP requests" if self.tls is None else "HTTPS requests")
+        yield Listen(*split_endpoint(self.endpoint), f"{self.purpose} over {'HTTP' if self.tls is None else 'HTTPS'}")
 
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()
