@@ -134,14 +134,17 @@ def _detailed(batch: Batch) -> Iterator[str]:
         yield from _attributes("Resource attributes", entry.resource.attributes)
         for index, scope in enumerate(_scopes(batch, entry)):
             yield f"Scope{batch.signal.value.capitalize()} #{index}"
-            yield (
-                f"ScopeMetrics SchemaURL: {scope.schema_url}" if batch.signal is Signal.METRICS else f"Scope SchemaURL: {scope.schema_url}"
-            )
+            yield f"Scope{batch.signal.value.capitalize()} SchemaURL: {scope.schema_url}"
             yield f"InstrumentationScope {scope.scope.name} {scope.scope.version}".rstrip()
             records = {"logs": "log_records", "metrics": "metrics", "traces": "spans"}[batch.signal]
             for position, record in enumerate(getattr(scope, records)):
                 yield f"{kind}{'Record' if kind == 'Log' else ''} #{position}"
                 yield from {"Log": _log, "Metric": _metric, "Span": _span}[kind](record)
+
+
+_KINDS = {0: "Unspecified", 1: "Internal", 2: "Server", 3: "Client", 4: "Producer", 5: "Consumer"}
+_STATUS = {0: "Unset", 1: "Ok", 2: "Error"}
+_TEMPORALITY = {0: "Unspecified", 1: "Delta", 2: "Cumulative"}
 
 
 def _log(record: Any) -> Iterator[str]:
@@ -163,10 +166,10 @@ def _span(span: Any) -> Iterator[str]:
     yield f"    Parent ID      : {span.parent_span_id.hex()}"
     yield f"    ID             : {span.span_id.hex()}"
     yield f"    Name           : {span.name}"
-    yield f"    Kind           : {['Unspecified', 'Internal', 'Server', 'Client', 'Producer', 'Consumer'][span.kind] if span.kind < 6 else span.kind}"
+    yield f"    Kind           : {_KINDS.get(span.kind, span.kind)}"
     yield f"    Start time     : {_time(span.start_time_unix_nano)}"
     yield f"    End time       : {_time(span.end_time_unix_nano)}"
-    yield f"    Status code    : {['Unset', 'Ok', 'Error'][span.status.code] if span.status.code < 3 else span.status.code}"
+    yield f"    Status code    : {_STATUS.get(span.status.code, span.status.code)}"
     yield f"    Status message : {span.status.message}"
     yield from _attributes("Attributes", span.attributes)
     for number, event in enumerate(span.events):
@@ -192,7 +195,7 @@ def _metric(metric: Any) -> Iterator[str]:
         value = getattr(metric, kind)
         if kind == "sum":
             yield f"     -> IsMonotonic: {str(value.is_monotonic).lower()}"
-        yield f"     -> AggregationTemporality: {['Unspecified', 'Delta', 'Cumulative'][value.aggregation_temporality]}"
+        yield f"     -> AggregationTemporality: {_TEMPORALITY.get(value.aggregation_temporality, value.aggregation_temporality)}"
     for number, point in enumerate(_points(metric)):
         yield f"DataPoints #{number}"
         yield from _attributes("Data point attributes", point.attributes)
@@ -231,9 +234,8 @@ def _values(point: Any) -> Iterator[tuple[str, str]]:
 
 
 def _number(value: float) -> str:
-    return (
-        str(int(value)) if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 1e15 else str(value)
-    )
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 1e15
+    return str(int(value) if whole else value)
 
 
 def _attributes(title: str, pairs: Any) -> Iterator[str]:

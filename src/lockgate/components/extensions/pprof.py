@@ -1,4 +1,4 @@
-"""What the program is doing, for whoever debugs it: stacks, a sampling profile, memory. Not Go's pprof format: `go tool pprof` cannot read it.
+"""What the program is doing, for whoever debugs it: stacks, a sampling profile, memory. Text, not Go's pprof format.
 
 /debug/pprof/             what there is
 /debug/pprof/goroutine    the stack of every thread and every task, as text (also at /debug/pprof/stacks)
