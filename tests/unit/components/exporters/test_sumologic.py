@@ -218,7 +218,7 @@ async def test_401_shows_in_the_status_until_it_is_over_and_the_secret_nowhere(c
     async with served(source) as url, exporter(f"{url}/receiver/v1/http/{SECRET}", log_format="json", retry_on_failure=retry) as it:
         sending = asyncio.ensure_future(it.consume(log_batch("x")))
         async with asyncio.timeout(5):
-            while not it.context.status.blocked:  # noqa: ASYNC110
+            while not it.context.status.blocked:
                 await asyncio.sleep(0.005)
         (reason, _), *_ = it.context.status.blocked.values()
         await sending
