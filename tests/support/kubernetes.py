@@ -18,7 +18,7 @@ Object = dict[str, Any]
 def pod(
     name: str, namespace: str = "default", *, ip: str = "", started: str = "2026-01-01T00:00:00Z", phase: str = "Running", **spec: Any
 ) -> Object:
-    """A pod with one container `main`; `labels`, `annotations`, `owner` (kind, name, uid) and `container_id` by keyword; the rest is spec."""
+    """A pod with one container `main`; takes `labels`, `annotations`, `owner` (kind, name, uid) and `container_id`, the rest is spec."""
     meta: Object = {"name": name, "namespace": namespace}
     for key in ("labels", "annotations"):
         if key in spec:

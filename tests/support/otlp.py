@@ -5,6 +5,7 @@ from typing import Any
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from lockgate.batch import Batch, Signal, derived_id
 
@@ -76,7 +77,7 @@ def span_batch(*names: str, resource: dict[str, Any] | None = None, id: str = ""
             end_time_unix_nano=NANO + 5_000_000,
             kind=2,
         )
-        span.status.code = 2
+        span.status.code = Status.STATUS_CODE_ERROR
         span.events.add(name="retry", time_unix_nano=NANO)
     return made(Signal.TRACES, request, len(names), id)
 

@@ -39,6 +39,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "sumologic": "sumologic:SumologicExporter",
     },
     Kind.EXTENSION: {
+        "basicauth": "basicauth:BasicAuthExtension",
+        "bearertokenauth": "bearertokenauth:BearerTokenAuthExtension",
         "file_storage": "file_storage:FileStorageExtension",
         "health_check": "health_check:HealthCheckExtension",
         "query": "query:QueryExtension",

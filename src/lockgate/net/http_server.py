@@ -142,7 +142,7 @@ class HttpRefusal(Exception):
         """The headers that go with the refusal."""
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
         if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+            headers["WWW-Authenticate"] = 'Bearer, Basic realm="lockgate"'
         return headers
 
 

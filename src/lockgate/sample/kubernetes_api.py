@@ -18,13 +18,16 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from lockgate.kube.resources import KNOWN, PODS, Resource
-from lockgate.sample.kubernetes_store import Object, ObjectStore, Selection, StoreError, Watcher
+from lockgate.sample.kubernetes_store import Object, ObjectStore, Selection, StoreError, Watcher, of_resource
 
 MAX_BODY_BYTES = 3 << 20
 """A kube-apiserver's own limit for a request."""
 BOOKMARK_SECONDS = 60.0
+LAST_BOOKMARK_SECONDS = 2.0
+"""A watch that is about to end says how far it came this long before."""
 DEFAULT_WATCH_SECONDS = 1800
 _RESOURCES = {(resource.group, resource.version, resource.plural): resource for resource in KNOWN}
+ANONYMOUS = "system:anonymous"
 _INITIAL_END = {"k8s.io/initial-events-end": "true"}
 May = Callable[[str, str, Resource, str], bool]
 """(user, verb, resource, namespace) -> may they."""
@@ -84,12 +87,10 @@ class SampleApi:
             raise StoreError(404, "NotFound", "the server could not find the requested resource")
         watch = request.query.get("watch") in ("1", "true", "True")
         verb = _verb(request.method, name, watch)
-        if not self._may(user, verb, resource, namespace):
+        if (self.tokens and user == ANONYMOUS) or not self._may(user, verb, resource, namespace):
             where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
             text = f'{resource.qualified} is forbidden: User "{user}" cannot {verb} resource "{resource.plural}" in API group '
-            raise StoreError(
-                403, "Forbidden", f'{text}"{resource.group}" {where}', details={"group": resource.group, "kind": resource.plural}
-            )
+            raise StoreError(403, "Forbidden", f'{text}"{resource.group}" {where}', details=of_resource(resource))
         match verb:
             case "list":
                 return self._list(request, resource, namespace)
@@ -117,8 +118,8 @@ class SampleApi:
                 return self._one(request, self.store.delete(resource, namespace, name, None if grace is None else int(grace)))
 
     def _user(self, request: web.Request) -> str:
-        if not self.tokens:
-            return "system:anonymous"
+        if not self.tokens or not request.headers.get("Authorization"):
+            return ANONYMOUS
         kind, _, token = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer" or token not in self.tokens:
             raise StoreError(401, "Unauthorized", "Unauthorized")
@@ -198,7 +199,7 @@ class SampleApi:
             if whole:
                 for item in snapshot:
                     await response.write(stream.event("ADDED", item))
-                if initial == "true" and bookmarks:
+                if bookmarks and (initial == "true" or "resourceVersion" in query):
                     await response.write(stream.bookmark(version, _INITIAL_END))
             await self._follow(response, watcher, stream, seconds, bookmarks)
         except (ConnectionError, TimeoutError):
@@ -208,24 +209,30 @@ class SampleApi:
         return response
 
     async def _follow(self, response: web.StreamResponse, watcher: Watcher, stream: _Stream, seconds: int, bookmarks: bool) -> None:
+        """Events as they come; a bookmark now and then, and one before the end where there is something new to say."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
+        end, told, last = loop.time() + seconds, self.store.version, False
         while not watcher.overflowed:
             while watcher.queue:
                 await response.write(stream.event(*watcher.queue.popleft()))
             watcher.arrived.clear()
             left = end - loop.time()
             if left <= 0:
-                if bookmarks:
-                    await response.write(stream.bookmark(self.store.version))
                 return
+            wait = self._bookmark_seconds
+            if not last and bookmarks:
+                wait = min(wait, left - LAST_BOOKMARK_SECONDS) if left > LAST_BOOKMARK_SECONDS else 0.0
             try:
-                async with asyncio.timeout(min(left, self._bookmark_seconds)):
+                async with asyncio.timeout(min(left, max(0.0, wait))):
                     await watcher.arrived.wait()
             except TimeoutError:
+                if watcher.queue:
+                    continue
+                last = end - loop.time() <= LAST_BOOKMARK_SECONDS
                 # Nothing is waiting, so everything up to the store's version has been sent.
-                if bookmarks and not watcher.queue:
-                    await response.write(stream.bookmark(self.store.version))
+                if bookmarks and self.store.version > told:
+                    told = self.store.version
+                    await response.write(stream.bookmark(told))
 
 
 class _Stream:
@@ -243,7 +250,7 @@ class _Stream:
         return msgspec.json.encode({"type": type_, "object": shown}) + b"\n"
 
     def bookmark(self, version: int, annotations: Mapping[str, str] | None = None) -> bytes:
-        meta: dict[str, Any] = {"resourceVersion": str(version), "creationTimestamp": None}
+        meta: dict[str, Any] = {"resourceVersion": str(version)}
         if annotations:
             meta["annotations"] = annotations
         return msgspec.json.encode({"type": "BOOKMARK", "object": self._empty | {"metadata": meta}}) + b"\n"

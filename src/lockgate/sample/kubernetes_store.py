@@ -49,6 +49,8 @@ _FIELDS: dict[Resource, list[str]] = {
 _SELECTABLE = {resource: frozenset(("metadata.name", "metadata.namespace", *_FIELDS.get(resource, ()))) for resource in KNOWN}
 _STATUS = {PODS: {"phase": "Pending", "qosClass": "BestEffort"}, NAMESPACES: {"phase": "Active"}}
 """What a new object's status is, whatever the creator wrote there; a Node's is taken as written."""
+_CONTAINER_STATUS = {"state": {}, "lastState": {}, "ready": False, "restartCount": 0, "image": "", "imageID": ""}
+"""Fields that the API always shows."""
 _WITHOUT_STATUS = ("events", "endpointslices")
 
 
@@ -137,7 +139,7 @@ class Watcher:
             return ("MODIFIED" if was else "ADDED"), change.after
         if was:
             assert change.before is not None
-            return "DELETED", _with(change.after or change.before, resourceVersion=str(change.version))
+            return "DELETED", _with(change.before, resourceVersion=str(change.version))
         return None
 
 
@@ -224,11 +226,11 @@ class ObjectStore:
         old = self.get(resource, namespace, name)
         if resource is PODS and old.get("spec", {}).get("nodeName") and old["status"].get("phase") not in ("Succeeded", "Failed"):
             grace = old["spec"].get("terminationGracePeriodSeconds", 30) if grace_seconds is None else grace_seconds
+            if grace == 0 or "deletionTimestamp" not in old["metadata"]:
+                marked = _with(old, deletionTimestamp=self._now(grace), deletionGracePeriodSeconds=grace)
+                old = self._put(resource, _key_of(resource, old), old, marked)
             if grace > 0:
-                if "deletionTimestamp" in old["metadata"]:
-                    return old
-                at = self._now(grace)
-                return self._put(resource, _key_of(resource, old), old, _with(old, deletionTimestamp=at, deletionGracePeriodSeconds=grace))
+                return old
         if resource is NAMESPACES:
             for each, items in self._objects.items():
                 for key in [key for key in items if each.namespaced and key.startswith(f"{name}/")]:
@@ -246,9 +248,10 @@ class ObjectStore:
         at, after = self._moment(continue_, version, match, limit)
         state = self._state(selection.resource, at)
         keys = [key for key in sorted(state) if key > after and selection.takes(state[key])]
-        page = keys[:limit] if limit else keys
+        # What is served at version 0 comes from a server's watch cache, which knows no pages.
+        page = keys[:limit] if limit and version != "0" else keys
         more = len(keys) - len(page)
-        token = base64.urlsafe_b64encode(json.dumps({"v": "meta.k8s.io/v1", "rv": at, "start": page[-1]}).encode()).decode() if more else ""
+        token = _token(at, page[-1]) if more else ""
         return Listing([state[key] for key in page], at, token, more if more and selection.everything else None)
 
     def watch(self, selection: Selection, since: int) -> Watcher:
@@ -306,7 +309,13 @@ class ObjectStore:
 
     def _put(self, resource: Resource, key: str, old: Object | None, new: Object) -> Object:
         self.version += 1
-        new = _with(new, resourceVersion=str(self.version))
+        parts = {name: part for name, part in new.items() if name in ("spec", "status", "data") and isinstance(part, dict)}
+        managed = {"manager": "sample", "operation": "Update", "apiVersion": resource.api_version, "time": self._now()}
+        managed |= {"fieldsType": "FieldsV1", "fieldsV1": _fields_v1(parts)}
+        new = _with(new, resourceVersion=str(self.version), managedFields=[managed])
+        if resource is PODS and "containerStatuses" in new["status"]:
+            shown = [_CONTAINER_STATUS | status for status in new["status"]["containerStatuses"]]
+            new["status"] = new["status"] | {"containerStatuses": shown}
         self._objects[resource][key] = new
         self._tell(Change(self.version, resource, old, new))
         return new
@@ -330,6 +339,7 @@ class ObjectStore:
             try:
                 token = json.loads(base64.urlsafe_b64decode(continue_))
                 at, after = int(token["rv"]), str(token["start"])
+                at = self.version if at < 0 else at
             except (ValueError, KeyError, TypeError) as error:
                 raise StoreError(400, "BadRequest", "continue key is not valid") from error
             if at < self.compacted:
@@ -342,19 +352,20 @@ class ObjectStore:
             return at, after
         wanted = self.parse_version(version)
         if wanted > self.version:
-            raise StoreError(
-                504, "Timeout", f"Too large resource version: {wanted}, current: {self.version}", details={"retryAfterSeconds": 1}
-            )
+            # A real server first waits three seconds for that version to come.
+            causes = [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]
+            text = f"Timeout: Too large resource version: {wanted}, current: {self.version}"
+            raise StoreError(504, "Timeout", text, details={"causes": causes, "retryAfterSeconds": 1})
         if match == "Exact" or (limit and not match and wanted):
             if wanted < self.compacted:
-                raise StoreError(410, "Expired", f"The resourceVersion for the provided list is too old: {wanted} ({self.compacted})")
+                raise StoreError(410, "Expired", "The resourceVersion for the provided list is too old.")
             return wanted, ""
         return self.version, ""
 
     @staticmethod
     def parse_version(text: str) -> int:
         if text and not text.isdigit():
-            raise StoreError(400, "BadRequest", f"Invalid value: {text!r}: resourceVersion must be a number")
+            raise StoreError(400, "BadRequest", f"invalid resource version: resourceVersion: Invalid value: {text!r}: must be a number")
         return int(text or 0)
 
     def _state(self, resource: Resource, at: int) -> dict[str, Object]:
@@ -383,6 +394,20 @@ class ObjectStore:
                 yield resource, item
 
 
+def of_resource(resource: Resource) -> Object:
+    """How a Status' details name a resource."""
+    return {"kind": resource.plural} | ({"group": resource.group} if resource.group else {})
+
+
+def _token(version: int, start: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps({"v": "meta.k8s.io/v1", "rv": version, "start": start}).encode()).decode()
+
+
+def _fields_v1(value: Object) -> Object:
+    """Who manages which field, in the shape of `managedFields`; clients ought to skip it, and it is half of what a real pod weighs."""
+    return {f"f:{key}": _fields_v1(inner) if isinstance(inner, dict) else {} for key, inner in value.items()}
+
+
 def _key(resource: Resource, namespace: str, name: str) -> str:
     return f"{namespace}/{name}" if resource.namespaced else name
 
@@ -408,7 +433,7 @@ def _merge(target: Any, patch: Any) -> Any:
 
 
 def _status(code: int, reason: str, resource: Resource, name: str, message: str) -> StoreError:
-    return StoreError(code, reason, message, details={"name": name, "group": resource.group, "kind": resource.plural})
+    return StoreError(code, reason, message, details={"name": name} | of_resource(resource))
 
 
 def _not_found(resource: Resource, name: str) -> StoreError:

@@ -174,9 +174,11 @@ class QueuedExporter(Exporter[S]):
             self._count("send_failed", batch)
             raise
         else:
-            lost = min(rejected.records, batch.count) if rejected is not None else 0
-            if rejected is not None and lost:
+            lost = 0
+            if rejected is not None and (lost := min(rejected.records, batch.count)):
                 self._lost(batch, rejected.reason, lost)
+            elif rejected is not None and (kept_back := self._sometimes.now(rejected.reason)) is not None:
+                self.log.warning("%s%s", rejected.reason, _kept_back(kept_back))
             self._count("sent", batch, batch.count - lost)
 
     async def _attempts(self, batch: Batch) -> Rejected | None:
