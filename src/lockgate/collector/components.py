@@ -82,6 +82,13 @@ def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     return found
 
 
+def summary(kind: Kind, type_name: str) -> str:
+    """What a component does: the first sentence of its module. Raises UnusableComponent."""
+    find(kind, type_name)
+    module = known(kind)[type_name].partition(":")[0]
+    return " ".join((importlib.import_module(module).__doc__ or "").strip().partition("\n\n")[0].split())
+
+
 def all_types() -> Iterator[tuple[Kind, str]]:
     """Every (kind, type) there is, in order."""
     for kind in Kind:

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 from google.rpc.status_pb2 import Status
 
-from lockgate.batch import Signal
+from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
 from lockgate.net.intake import Intake
@@ -109,7 +109,7 @@ class OtlpHttp:
 def _decode_json(body: bytes, signal: Signal) -> bytes:
     from lockgate.wire import otlp_json
 
-    return otlp_json.decode(body, list(Signal).index(signal))
+    return otlp_json.decode(body, message_type(signal))
 
 
 def client_address(remote: str | None) -> str:

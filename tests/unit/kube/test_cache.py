@@ -277,7 +277,7 @@ async def test_an_index_of_ones_own_follows_and_ends() -> None:
 
 async def test_a_forbidden_list_blocks_the_status_by_name_until_it_is_granted() -> None:
     granted: list[bool] = []
-    async with sample(may=lambda user, verb, resource, namespace: bool(granted)) as (store, access), Client(access) as client:
+    async with sample(may=lambda user, verb, resource, namespace: bool(granted)) as (_, access), Client(access) as client:
         status = Status(SystemClock())
         async with PodCache(client, Query(PODS, "shop"), Fast(), LOG, Metrics()) as cache:
             leave = cache.report_to(status)

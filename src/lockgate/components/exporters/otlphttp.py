@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status
 from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
-from lockgate.batch import Batch, Signal
+from lockgate.batch import Batch, Signal, message_type
 from lockgate.kit.units import Duration
 from lockgate.net.compression import Encoding
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings, check_url, safe_url
@@ -106,7 +106,7 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
 def _to_json(payload: bytes, signal: Signal) -> bytes:
     from lockgate.wire import otlp_json
 
-    return otlp_json.encode(payload, list(Signal).index(signal))
+    return otlp_json.encode(message_type(signal).FromString(payload))
 
 
 def _is_json(answer: Answer) -> bool:
