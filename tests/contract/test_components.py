@@ -125,7 +125,7 @@ def test_every_option_is_described_and_every_class_says_what_it_is_for(cls: type
         if not field.description
     ]
     undescribed += [each.__name__ for each in (cls, *models(cls.settings_type)) if not each.__doc__]
-    undescribed += [] if inspect.getmodule(cls).__doc__ else [cls.__module__]  # type: ignore[union-attr]
+    undescribed += [] if inspect.getmodule(cls).__doc__ else [cls.__module__]
     assert undescribed == []
 
 
