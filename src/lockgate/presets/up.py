@@ -217,11 +217,11 @@ class Up:
             cells = [f"{role.rates.get(key, 0):,.0f}" for key in ("in", "out")]
             table.add_row(role.name, state, *cells, f"{role.totals.get('out', 0):,.0f}", f"{role.cpu:.1f}", f"{role.rss:.0f}")
         lockgate = "lockgate" if shutil.which("lockgate") else str(Path(sys.executable).parent / "lockgate")
-        state = "" if self.state == DEFAULT_STATE.absolute() else f" --state {self.state}"
+        where = "" if self.state == DEFAULT_STATE.absolute() else f" --state {self.state}"
         hints = Text.assemble(
             ("\nask it     ", "dim"),
-            f"{lockgate} logs{state} --namespace shop --follow\n",
-            f'           {lockgate} query{state} "SELECT namespace, pod, count(*) FROM logs GROUP BY ALL"\n',
+            f"{lockgate} logs{where} --namespace shop --follow\n",
+            f'           {lockgate} query{where} "SELECT namespace, pod, count(*) FROM logs GROUP BY ALL"\n',
             ("Ctrl-C stops everything", "dim"),
             no_wrap=True,
             overflow="ignore",
