@@ -13,6 +13,7 @@ aiohttp serves; it neither inflates bodies by itself (it does so on the loop, wi
 
 import asyncio
 import fnmatch
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -211,8 +212,9 @@ class HttpServer:
                 backlog=1024,
             )
         except OSError as error:
-            error.add_note(f"cannot listen on {self.settings.endpoint} for {self._context.kind.singular} {self._context.id}")
-            raise
+            who = f"{self._context.kind.singular} {self._context.id}"
+            cause = os.strerror(error.errno).lower() if error.errno else str(error)
+            raise OSError(error.errno, f"cannot listen on {self.settings.endpoint} for {who}: {cause}; set another endpoint") from error
 
     async def stop(self, drain_seconds: float = 3.0) -> None:
         """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
