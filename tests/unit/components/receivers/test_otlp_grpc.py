@@ -79,11 +79,8 @@ def emit_metrics(**options: Any) -> None:
     provider.shutdown()
 
 
-EMITTERS: list[tuple[Signal, Callable[..., None]]] = [
-    (Signal.LOGS, emit_logs),
-    (Signal.TRACES, emit_traces),
-    (Signal.METRICS, emit_metrics),
-]
+Emit = Callable[..., None]
+EMITTERS: list[tuple[Signal, Emit]] = [(Signal.LOGS, emit_logs), (Signal.TRACES, emit_traces), (Signal.METRICS, emit_metrics)]
 
 
 # LoggingHandler has moved to an instrumentation package; it is what applications out there use.
