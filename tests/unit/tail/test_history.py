@@ -7,10 +7,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support.tail import Bench, bodies
 
 from lockgate.tail.follow import Saved
-
-from .conftest import Bench, bodies
 
 
 class History(RuleBasedStateMachine):
@@ -20,7 +19,7 @@ class History(RuleBasedStateMachine):
     def begin(self, inotify: bool) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.inotify = inotify
-        self.bench = Bench(Path(self.folder.name), inotify=inotify, poll_seconds=0.001)
+        self.bench = Bench(Path(self.folder.name), inotify=inotify, poll_seconds=0.001, flush_seconds=0.0)
         self.number = self.rotations = 0
         self.torn = ""
         self.files: dict[str, list[str]] = {"0.log": []}
@@ -88,7 +87,7 @@ class History(RuleBasedStateMachine):
             records = self.files.pop(rotated[0])
             if not self.running or rotated[0] not in self.looked:
                 self.may_be_lost |= set(records) - set(self.seen)  # nobody holds it open
-            os.unlink(Path(self.folder.name) / rotated[0])
+            (Path(self.folder.name) / rotated[0]).unlink()
 
     @rule()
     def truncate(self) -> None:
@@ -137,14 +136,14 @@ class History(RuleBasedStateMachine):
         self.known_inodes = {entry.inode for entry in saved}
         # Files that no checkpoint knows are found again by a name that matches, and by nothing else (yet).
         for name, records in self.files.items():
-            if name != "0.log" and os.stat(Path(self.folder.name) / name).st_ino not in self.known_inodes:
+            if name != "0.log" and (Path(self.folder.name) / name).stat().st_ino not in self.known_inodes:
                 self.may_be_lost |= set(records) - set(self.seen)
 
     @precondition(lambda self: not self.running)
     @rule()
     def start(self) -> None:
         for name, records in self.files.items():
-            if name != "0.log" and os.stat(Path(self.folder.name) / name).st_ino not in self.known_inodes:
+            if name != "0.log" and (Path(self.folder.name) / name).stat().st_ino not in self.known_inodes:
                 self.may_be_lost |= set(records) - set(self.seen)
         self.running = True
         self.collect()
