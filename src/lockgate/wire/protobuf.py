@@ -27,8 +27,6 @@ def delimited(field: int, body: bytes) -> bytes:
 
 def any_value(value: AttributeValue) -> bytes:
     """An encoded AnyValue holding this scalar."""
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-
     match value:
         case str():
             return delimited(1, value.encode("utf-8", "replace"))
@@ -37,6 +35,8 @@ def any_value(value: AttributeValue) -> bytes:
         case int():
             return b"\x18" + varint(value & (1 << 64) - 1)
         case float():
+            from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+
             return AnyValue(double_value=value).SerializeToString()
         case bytes():
             return delimited(7, value)
