@@ -25,7 +25,7 @@ _MAX_PROBLEMS = 1000
 _SWEEP_SECONDS = 10.0
 """How often everything is looked at although inotify works: the bound on what a lost event costs."""
 _LEAVING_SECONDS = 1.0
-_SCAN_SHARE = 0.02
+_SCAN_SHARE = 0.01
 """The most of a core that looking at directories may take; polling a thousand directories costs some 30 ms."""
 
 
@@ -231,9 +231,14 @@ class Tailer:
             self._discovery.rescan(changes.directories)
         for old, new in changes.moved:
             self._moved(old, new)
-        if everything or self.descriptor < 0:
+        if everything:
             self._check_sizes(self._files.values())
-            self._next_sweep = now + (_SWEEP_SECONDS if self.descriptor >= 0 else self.options.poll_seconds)
+            self._next_sweep = now + _SWEEP_SECONDS
+        elif self.descriptor < 0:
+            # The size alone costs a third of the whole status.
+            for file in self._files.values():
+                if os.lseek(file.descriptor, 0, os.SEEK_END) != file.size:
+                    self._ready[file] = None
         if self._leaving and now >= self._next_leaving:
             self._next_leaving = now + min(_LEAVING_SECONDS, self.options.linger_seconds)
             self._check_leaving(now)
@@ -252,11 +257,12 @@ class Tailer:
             for directory in sorted({os.path.dirname(path) for entry in self._saved.values() for path in (entry.real, entry.path)}):
                 self._discovery.look_in(directory)
         self._check_saved()
-        cost = self._monotonic() - now
         pause = self.options.poll_seconds if self.descriptor < 0 else _SWEEP_SECONDS
         if self.missing or self._waiting:
             pause = min(pause, 1.0)
-        self._next_scan = now + max(pause, cost / _SCAN_SHARE)
+        # The first look opens everything, which says nothing of the cost of the next.
+        cost = self._monotonic() - now if self.counts.scans > 1 else 0.0
+        self._next_scan = now + max(pause, min(cost / _SCAN_SHARE, _SWEEP_SECONDS))
 
     def _check_sizes(self, files: Iterable[Followed]) -> None:
         for file in files:
