@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -482,3 +484,44 @@ async def test_the_agent_does_not_follow_its_own_pod(pods: Path, monkeypatch: py
         await sink.wait_for(1)
         assert receiver.context.metrics.value("otelcol_fileconsumer_open_files") == 1
     assert sink.bodies() == ["other"]
+
+
+async def test_live_rotation_as_the_kubelet_does_it_gives_each_record_exactly_once(pods: Path) -> None:
+    """Four writers at full speed, each rotated as the kubelet does, all while being read."""
+    written: dict[str, int] = {}
+    rotated = 0
+
+    def kubelet(name: str) -> None:
+        nonlocal rotated
+        folder = pods / POD / name
+        folder.mkdir()
+        path, raw = folder / "0.log", folder / "none"
+        writer = open(path, "ab", 0)  # noqa: SIM115 - reopened at each rotation
+        for turn in range(25):
+            for number in range(400):
+                writer.write(cri(f"{name} {turn} {number}").encode())
+                written[f"{name} {turn} {number}"] = 1
+                if number % 50 == 0:
+                    time.sleep(0.001)
+            if raw.exists():
+                with gzip.open(f"{raw}.tmp", "wb", 1) as packed:
+                    packed.write(raw.read_bytes())
+                Path(f"{raw}.tmp").rename(f"{raw}.gz")
+                raw.unlink()
+            raw = folder / f"0.log.20240101-0000{turn:02d}"
+            path.rename(raw)
+            writer.write(cri(f"{name} {turn} late").encode())
+            written[f"{name} {turn} late"] = 1
+            writer.close()
+            writer = open(path, "ab", 0)  # noqa: SIM115
+            rotated += 1
+        writer.close()
+
+    sink = Sink()
+    async with make(sink, include=[f"{pods}/*/*/*.log"], operators=[{"type": "container"}]) as receiver:
+        await asyncio.gather(*(asyncio.to_thread(kubelet, f"app{number}") for number in range(4)))
+        await sink.wait_for(len(written))
+        assert receiver.context.metrics.value("lockgate_filelog_lost_bytes") == 0
+        assert receiver.context.metrics.value("lockgate_filelog_rotations") > 50
+    assert rotated == 100
+    assert sorted(sink.bodies()) == sorted(written)
