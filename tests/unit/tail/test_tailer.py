@@ -110,6 +110,28 @@ def test_a_rotated_raw_file_is_found_by_identity_after_downtime(bench: Bench) ->
     assert bench.tailer.counts.gaps == 0
 
 
+def test_a_file_truncated_and_rotated_while_down_is_read_from_its_beginning(bench: Bench) -> None:
+    bench.write("0.log", "one\n")
+    assert bench.read() == ["one"]
+    bench.stop()
+    os.truncate(bench.directory / "0.log", 0)
+    bench.write("0.log", "two\n")
+    bench.rename("0.log", "0.log.20240101-000000")
+    assert bench.read(1) == ["two"]
+
+
+def test_somebody_elses_file_on_an_inode_used_again_is_left_alone(bench: Bench) -> None:
+    bench.write("0.log", "one\n")
+    assert bench.read() == ["one"]
+    bench.stop()
+    os.truncate(bench.directory / "0.log", 0)
+    bench.write("0.log", "not a log\n")
+    bench.rename("0.log", "database")
+    assert bench.read(1) == []
+    bench.read(100)
+    assert bench.tailer.open_files == 0
+
+
 def test_a_rotated_file_keeps_the_path_that_says_whose_log_it_is(bench: Bench) -> None:
     seen: list[str] = []
 
