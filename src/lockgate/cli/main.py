@@ -83,6 +83,29 @@ def components(name: str = "", /) -> int:
     return 0
 
 
+@app.command
+def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context: str = "") -> int:
+    """Run every role on this machine, with the embedded backend and a sample cluster, until Ctrl-C.
+
+    Parameters
+    ----------
+    state
+        The directory for everything that is written: database, checkpoints, logs of the roles.
+    lines_per_second
+        How fast each sample pod logs.
+    context
+        Collect from this machine as a node of a real cluster instead: metadata from the API server of this kubeconfig context, logs
+        from /var/log/pods. There is no default, and KUBECONFIG is not read.
+    """
+    from lockgate.presets.up import up as run_up
+
+    return run_up(state, lines_per_second=lines_per_second, context=context)
+
+
+app.command("lockgate.cli.logs:logs")
+app.command("lockgate.cli.query:query")
+
+
 def _load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for
     from lockgate.collector.config import load
 

@@ -120,8 +120,8 @@ class PipelineSettings(Settings):
 class ServiceSettings(Settings):
     """What is started."""
 
-    pipelines: dict[str, PipelineSettings] = Field(min_length=1)
-    """`signal` or `signal/name`: logs, metrics or traces."""
+    pipelines: dict[str, PipelineSettings] = {}
+    """`signal` or `signal/name`: logs, metrics or traces. None at all is for a role that is made of extensions."""
     extensions: list[str] = []
     """The extensions to start."""
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -318,6 +318,8 @@ class _Check:
             return None
         service, problems = validate(ServiceSettings, self.document, ("service",))
         self.problems += problems
+        if service and not service.pipelines and not service.extensions:
+            self._problem(("service",), "nothing would be started", "add service.pipelines")
         return service or self._salvaged()
 
     def _salvaged(self) -> ServiceSettings | None:

@@ -1,0 +1,50 @@
+"""Bytes that servers may hold in memory at once: taken before a body is read, given back when it has been handed on."""
+
+import asyncio
+from collections import deque
+
+
+class ByteBudget:
+    """So many bytes, first come first served: a large body is not overtaken for ever by small ones."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self._free = size
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def used(self) -> int:
+        """Bytes that are held now."""
+        return self.size - self._free
+
+    async def acquire(self, size: int) -> int:
+        """Waits until so many bytes are free, and takes them; more than there are at all counts as all. Returns what to give back."""
+        size = min(size, self.size)
+        if self._waiting or size > self._free:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            entry = (size, turn)
+            self._waiting.append(entry)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.release(size)  # it was given in the moment of the cancellation
+                else:
+                    self._waiting.remove(entry)
+                    self._give()
+                raise
+        else:
+            self._free -= size
+        return size
+
+    def release(self, size: int) -> None:
+        """Gives bytes back, and wakes who waits for them."""
+        self._free += size
+        self._give()
+
+    def _give(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            size, turn = self._waiting.popleft()
+            if turn.done():
+                continue
+            self._free -= size
+            turn.set_result(None)

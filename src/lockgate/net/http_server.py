@@ -1,0 +1,414 @@
+"""An HTTP server under the collector's `confighttp` server keys, with bounds on all that a client can make it hold.
+
+    connections      max_connections              the connection is closed
+    a request's head read_header_timeout          the connection is closed
+    a body's time    read_timeout                 408
+    a body's size    max_request_body_size        413
+    what it inflates to  max_decompressed_size    413
+    all of them together max_bytes_in_flight      503 with Retry-After, before the body is read
+
+aiohttp serves; it neither inflates bodies by itself (it does so on the loop, with zlib) nor answers a handler's exception with 500
+(which OTLP calls permanent): see `HttpServer._handle`.
+"""
+
+import asyncio
+import fnmatch
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from aiohttp import hdrs, web
+from aiohttp.web_protocol import RequestHandler
+from pydantic import Field, field_validator, model_validator
+
+from lockgate.kit.settings import Secret
+from lockgate.kit.units import Duration, Size
+from lockgate.net.address import split_endpoint
+from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
+from lockgate.net.http_client import AuthSettings
+from lockgate.net.tls import TlsServerSettings
+from lockgate.pipeline.contract import Context
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need
+
+_RETRY_SECONDS = 1
+"""What a client is asked to wait when a bound is reached: long enough to not spin, short enough to not lose a beat."""
+_UNKNOWN_LENGTH_STEP = 64 << 10
+"""A body of unannounced length takes its share of the bytes in flight in steps of this."""
+
+
+class CorsSettings(ComponentSettings):
+    """Which web pages' scripts may send here (Fetch standard, "CORS protocol")."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Origins such as `https://*.example.com`; `*` is any. Empty: none."""
+    allowed_headers: tuple[str, ...] = ()
+    """Request headers that are allowed beside the always allowed ones; `*` is any."""
+    exposed_headers: tuple[str, ...] = ()
+    """Response headers that a script may read."""
+    max_age: int = Field(0, ge=0)
+    """Seconds for which a browser may remember the answer; 0 leaves it to the browser."""
+
+
+class HttpServerSettings(ComponentSettings):
+    """How to serve HTTP."""
+
+    endpoint: str
+    """`host:port` to listen on; without a host, on every address."""
+    tls: TlsServerSettings | None = None
+    """Speak TLS with this certificate; with `client_ca_file`, only to clients of that authority."""
+    auth: AuthSettings | None = None
+    """The extension that checks each request's credentials; without it everybody may send."""
+    cors: CorsSettings = CorsSettings()
+    """Cross-origin requests from web pages."""
+    max_request_body_size: Size = Field(20 << 20, ge=0)
+    """Bytes of a body as it is sent; larger ones get 413. 0 means the default."""
+    max_decompressed_size: Size = Field(0, ge=0)
+    """Bytes that a body may inflate to; larger ones get 413 as soon as they pass it. 0 means four times `max_request_body_size`."""
+    max_bytes_in_flight: Size = Field(128 << 20, gt=0)
+    """Bytes of all requests that are being read or wait for their acknowledgement; beyond it, requests get 503 before
+    their body is read."""
+    max_connections: int = Field(1024, gt=0)
+    """Connections at the same time; further ones are closed."""
+    include_metadata: bool = False
+    """Keep requests' headers for processors. Nothing here reads them, so it gives a warning."""
+    response_headers: dict[str, Secret] = Field(default_factory=dict)
+    """Headers added to every answer."""
+    compression_algorithms: tuple[str, ...] = ("", "gzip", "zstd", "zlib", "snappy", "deflate")
+    """Accepted values of Content-Encoding; "" is for none."""
+    read_header_timeout: Duration = 60.0
+    """How long a client may take for a request's head (and the TLS handshake); 0 for no limit."""
+    read_timeout: Duration = 60.0
+    """How long a client may take for a request's body; 0 for no limit."""
+    write_timeout: Duration = 30.0
+    """How long a client may take to read an answer; 0 for no limit."""
+    idle_timeout: Duration = 60.0
+    """How long a connection is kept without a request; 0 for no limit."""
+    keep_alives_enabled: bool = True
+    """Keep connections for further requests."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_has_a_port(cls, value: str) -> str:
+        split_endpoint(value)
+        return value
+
+    @field_validator("compression_algorithms")
+    @classmethod
+    def _algorithms_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in DECODABLE]:
+            raise ValueError(f"{', '.join(unknown)} cannot be decoded; known: {', '.join(sorted(DECODABLE - {''}))}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_bytes_in_flight < self.body_limit:
+            raise ValueError("max_bytes_in_flight is smaller than max_request_body_size: the largest request could never be read")
+        return self
+
+    @property
+    def purpose(self) -> str:
+        """What is served, for the table of needs."""
+        return "requests"
+
+    @property
+    def body_limit(self) -> int:
+        """Bytes that a body may have as it is sent."""
+        return self.max_request_body_size or 20 << 20
+
+    @property
+    def inflated_limit(self) -> int:
+        """Bytes that a body may inflate to."""
+        return self.max_decompressed_size or 4 * self.body_limit
+
+    def needs(self) -> Iterator[Need]:
+        yield from super().needs()
+        yield Listen(*split_endpoint(self.endpoint), f"{self.purpose} over {'HTTP' if self.tls is None else 'HTTPS'}")
+
+    def warnings(self) -> Iterator[str]:
+        yield from super().warnings()
+        if self.include_metadata:
+            yield "include_metadata has no effect: no processor reads request headers"
+
+
+class HttpRefusal(Exception):
+    """A request is refused with this status and reason; `retry_after` in seconds where it may be sent again."""
+
+    def __init__(self, status: int, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.retry_after = status, reason, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that go with the refusal."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer, Basic realm="lockgate"'
+        return headers
+
+
+class Budget:
+    """Bytes that may be held at once. A single taker larger than all of it is let in when nobody else is: it could never be otherwise."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    def take(self, size: int) -> bool:
+        """Whether these bytes were there to take; who took them gives them back."""
+        if self.used and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """These bytes are held no longer."""
+        self.used -= size
+
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class HttpServer:
+    """Serves `handler` at the endpoint between `start` and `stop`."""
+
+    def __init__(self, settings: HttpServerSettings, context: Context, handler: Handler) -> None:
+        self.settings, self._context, self._handler = settings, context, handler
+        self.budget = Budget(settings.max_bytes_in_flight)
+        self._encodings = frozenset(settings.compression_algorithms) | ({"identity"} if "" in settings.compression_algorithms else set())
+        self._headers = {name: value.get_secret_value() for name, value in settings.response_headers.items()}
+        self._server: _Server | None = None
+        self._listener: asyncio.Server | None = None
+        self._tls = settings.tls.follow(context, ("http/1.1",)) if settings.tls else None
+        context.metrics.observe(
+            "lockgate_server_bytes_in_flight",
+            "bytes of requests being read or not yet acknowledged",
+            lambda: self.budget.used,
+            component=context.id,
+        )
+        self._refused = context.metrics.counter(
+            "lockgate_server_refused_connections", "connections closed because max_connections was reached", component=context.id
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, which differs from the endpoint's where that is 0."""
+        assert self._listener is not None
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def start(self) -> None:
+        """Listens. Raises OSError naming the endpoint."""
+        host, port = split_endpoint(self.settings.endpoint)
+        self._server = _Server(self._handle, self.settings, self._refused.add)
+        timeout = self.settings.read_header_timeout or None
+        try:
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._server,
+                host or None,
+                port,
+                ssl=self._tls.server_context() if self._tls else None,
+                ssl_handshake_timeout=timeout if self._tls else None,
+                backlog=1024,
+            )
+        except OSError as error:
+            error.add_note(f"cannot listen on {self.settings.endpoint} for {self._context.kind.singular} {self._context.id}")
+            raise
+
+    async def stop(self, drain_seconds: float = 5.0) -> None:
+        """Stops listening; requests under way may end, for so long."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._server is not None:
+            await self._server.shutdown(drain_seconds)
+        self._listener = self._server = None
+
+    @asynccontextmanager
+    async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """The request's body, inflated; its bytes count as in flight until the block is left. Raises HttpRefusal."""
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
+        if encoding not in self._encodings:
+            accepted = ", ".join(sorted(self._encodings - {""}))
+            raise HttpRefusal(415, f"Content-Encoding {encoding or 'identity'} is not accepted; accepted: {accepted}")
+        share = _Share(self.budget)
+        try:
+            raw = await self._read(request, share)
+            payload = await self._inflate(raw, encoding)
+            del raw
+            share.resize(len(payload))
+            yield payload
+        finally:
+            share.resize(0)
+
+    async def _read(self, request: web.BaseRequest, share: "_Share") -> bytes:
+        limit, length = self.settings.body_limit, request.content_length
+        if length is not None and length > limit:
+            raise HttpRefusal(413, f"the body has {length} bytes; at most {limit} are accepted")
+        if length:
+            share.resize(length)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.read_timeout or None):
+                while piece := await request.content.readany():
+                    size += len(piece)
+                    if size > limit:
+                        raise HttpRefusal(413, f"the body has more than the {limit} bytes that are accepted")
+                    if size > share.size:
+                        share.resize(size + _UNKNOWN_LENGTH_STEP)
+                    pieces.append(piece)
+        except TimeoutError:
+            raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
+        except (web.PayloadAccessError, web.RequestPayloadError) as error:
+            raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _inflate(self, raw: bytes, encoding: str) -> bytes:
+        if encoding in ("", "identity") or not raw:
+            return raw  # a body of no bytes holds nothing, however it is labelled
+        limit = self.settings.inflated_limit
+        try:
+            if len(raw) <= OFFLOAD_BYTES // 4:
+                return decompress(raw, encoding, limit)
+            return await asyncio.get_running_loop().run_in_executor(self._context.host.executor, decompress, raw, encoding, limit)
+        except TooLarge:
+            raise HttpRefusal(413, f"the body inflates to more than the {limit} bytes that are accepted") from None
+        except CorruptBody as error:
+            raise HttpRefusal(400, f"the body is not what its Content-Encoding says: {error}") from error
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            response = await self._answer(request)
+        except HttpRefusal as refusal:
+            response = refused(refusal)
+        except Exception:
+            # Not 500, which OTLP's clients take for "never": the data is good, the fault is ours, and a retry may pass.
+            self._context.logger.exception("a request failed for a fault of our own; please report it")
+            response = refused(HttpRefusal(503, "internal error", _RETRY_SECONDS))
+        if not request.content.is_eof() or not self.settings.keep_alives_enabled:
+            # Whatever of the body is still to come would be read for nothing, or taken for the next request.
+            response.force_close()
+        response.headers.update({"Server": "lockgate"} | self._headers)
+        self._add_cors(request, response)
+        try:
+            async with asyncio.timeout(self.settings.write_timeout or None):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            request.protocol.force_close()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers and self._origin(request):
+            return web.Response(status=204)
+        if self.settings.auth is not None:
+            try:
+                headers = {name.lower(): value for name, value in request.headers.items()}
+                await self._context.host.extension(self.settings.auth.authenticator).authenticate(headers)
+            except PermissionError as error:
+                raise HttpRefusal(401, f"not authenticated: {error}") from None
+        return await self._handler(request)
+
+    def _origin(self, request: web.BaseRequest) -> str | None:
+        origin = request.headers.get(hdrs.ORIGIN, "")
+        return origin if origin and any(fnmatch.fnmatchcase(origin, pattern) for pattern in self.settings.cors.allowed_origins) else None
+
+    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        cors, origin = self.settings.cors, self._origin(request)
+        if origin is None:
+            return
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        response.headers[hdrs.VARY] = hdrs.ORIGIN
+        if cors.exposed_headers:
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = ", ".join(cors.exposed_headers)
+        if request.method == hdrs.METH_OPTIONS:
+            asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+            allowed = asked if "*" in cors.allowed_headers else ", ".join((hdrs.CONTENT_TYPE, *cors.allowed_headers))
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "POST"
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = allowed
+            if cors.max_age:
+                response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(cors.max_age)
+
+
+def refused(refusal: HttpRefusal) -> web.Response:
+    """The refusal as plain text; protocols with an error format of their own catch HttpRefusal themselves."""
+    return web.Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
+
+
+class _Share:
+    """One request's share of the budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self.size = budget, 0
+
+    def resize(self, size: int) -> None:
+        """Holds this many bytes instead of those before; raises HttpRefusal where there is no room."""
+        self._budget.give(self.size)
+        if not self._budget.take(size):
+            self._budget.used += self.size
+            raise HttpRefusal(503, "as many bytes are in flight as are accepted; try again", _RETRY_SECONDS)
+        self.size = size
+
+
+class _Server(web.Server):
+    """aiohttp's server, with our connections: bounded in number and in the time that a request's head may take."""
+
+    def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:
+        super().__init__(handler)
+        self.settings, self.refuse = settings, refuse
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ("_deadline", "_owner")
+
+    def __init__(self, owner: _Server) -> None:
+        super().__init__(
+            owner,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=owner.settings.idle_timeout or 10 * 365 * 86400.0,
+            auto_decompress=False,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off; the annotation forgot that
+            lingering_time=1.0,
+            read_bufsize=256 << 10,
+        )
+        self._owner = owner
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if len(self._owner.connections) >= self._owner.settings.max_connections:
+            self._owner.refuse()
+            assert isinstance(transport, asyncio.Transport)
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Between requests, bytes that do not complete a head start its clock (slowloris); a complete head stops it.
+        is_waiting = self._waiter is not None and not self._waiter.done()
+        if not is_waiting:
+            self._disarm()
+        elif self._deadline is None:
+            self._arm()
+
+    def log_exception(self, *arguments: Any, **keywords: Any) -> None:
+        # What reaches this is a client's malformed request, answered with 400: no error of ours, and no traceback in our log.
+        self.logger.debug(*arguments, **keywords)
+
+    def _arm(self) -> None:
+        if seconds := self._owner.settings.read_header_timeout:
+            self._deadline = asyncio.get_running_loop().call_later(seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        self.force_close()
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

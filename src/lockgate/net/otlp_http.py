@@ -1,0 +1,118 @@
+"""OTLP 1.5 over HTTP (https://opentelemetry.io/docs/specs/otlp/#otlphttp): requests, answers, and what each refusal looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from google.rpc.status_pb2 import Status
+
+from lockgate.batch import Signal, message_type
+from lockgate.kit.sometimes import Sometimes
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
+from lockgate.net.intake import Intake
+from lockgate.pipeline.contract import Context
+from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.wire.protobuf import DecodeError
+
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
+ID_HEADER = "X-Lockgate-Batch-Id"
+
+# google.rpc.Code for the Status in a refusal's body.
+_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 3, 415: 3, 503: 14}
+
+
+class OtlpHttp:
+    """Serves OTLP/HTTP at these paths. A receiver with paths of another protocol beside them overrides `serve`."""
+
+    def __init__(self, settings: HttpServerSettings, paths: Mapping[str, Signal], context: Context, intake: Intake) -> None:
+        self.paths, self.context, self.intake = paths, context, intake
+        self.server = HttpServer(settings, context, self.serve)
+        self._sometimes = Sometimes(context.clock)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self.server.port
+
+    async def __aenter__(self) -> OtlpHttp:
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.server.stop()
+
+    async def serve(self, request: web.BaseRequest) -> web.Response:
+        """The answer to one request."""
+        content_type = request.content_type
+        try:
+            await self._take(request, content_type)
+        except HttpRefusal as refusal:
+            return self._refused(request, content_type, refusal)
+        except (Permanent, DecodeError) as error:
+            return self._refused(request, content_type, HttpRefusal(400, str(error)))
+        except Retryable as error:
+            return self._refused(request, content_type, HttpRefusal(503, str(error), error.after or 1))
+        return web.Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
+
+    async def _take(self, request: web.BaseRequest, content_type: str) -> None:
+        signal = self.signal(request.path)
+        if signal is None:
+            raise HttpRefusal(404, f"nothing is served at this path; served: {', '.join(self.paths)}")
+        if not self.intake.serves(signal):
+            raise HttpRefusal(404, f"no pipeline takes {signal} from {self.context.id}")
+        if request.method != "POST":
+            raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
+        if content_type not in (PROTOBUF, JSON):
+            raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
+        async with self.server.body(request) as body:
+            await self.intake.take(
+                signal,
+                body,
+                peer=client_address(request.remote),
+                transport="http",
+                batch_id=request.headers.get(ID_HEADER, ""),
+                decode=_decode_json if content_type == JSON else None,
+            )
+
+    def signal(self, path: str) -> Signal | None:
+        """The signal behind this path."""
+        return self.paths.get(path)
+
+    def note_refused(self, request: web.BaseRequest, refusal: HttpRefusal) -> None:
+        """Counts a refused request, and logs it now and then."""
+        self.context.metrics.counter(
+            "lockgate_receiver_refused_requests",
+            "requests answered with an error, by status",
+            receiver=self.context.id,
+            transport="http",
+            status=str(refusal.status),
+        ).add()
+        if refusal.status < 500 and (kept_back := self._sometimes.now((refusal.status, refusal.reason))) is not None:
+            more = f" ({kept_back} more like this were not logged)" if kept_back else ""
+            self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
+
+    def _refused(self, request: web.BaseRequest, content_type: str, refusal: HttpRefusal) -> web.Response:
+        self.note_refused(request, refusal)
+        headers = refusal.headers | ({"Allow": "POST"} if refusal.status == 405 else {})
+        code = _CODES.get(refusal.status, 2)
+        if content_type == JSON:
+            body = msgspec.json.encode({"code": code, "message": refusal.reason})
+        else:
+            # Everything that did not say JSON gets protobuf, as the specification asks for what cannot be told.
+            content_type, body = PROTOBUF, Status(code=code, message=refusal.reason).SerializeToString()
+        return web.Response(status=refusal.status, body=body, content_type=content_type, headers=headers)
+
+
+def _decode_json(body: bytes, signal: Signal) -> bytes:
+    from lockgate.wire import otlp_json
+
+    return otlp_json.decode(body, message_type(signal))
+
+
+def client_address(remote: str | None) -> str:
+    """The client as a batch's `peer`."""
+    # An IPv4 client of a dual-stack socket; pods are known by the plain address.
+    return (remote or "").removeprefix("::ffff:")

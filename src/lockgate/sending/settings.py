@@ -1,0 +1,100 @@
+"""The collector's `sending_queue`, `retry_on_failure` and `timeout` (exporterhelper), with defaults that keep our promise.
+
+Where the collector gives up after five minutes and refuses what does not fit, Lockgate by default retries without end and lets the sender
+wait: nothing is dropped. Whoever writes the collector's limits gets them.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lockgate.kit.document import Path
+from lockgate.kit.units import Duration, Size
+from lockgate.pipeline.needs import ComponentSettings
+
+Sizer = Literal["requests", "items", "bytes"]
+
+
+class BatchSettings(ComponentSettings):
+    """Merging of waiting batches into larger requests. A batch that comes while nothing is under way is sent at once."""
+
+    min_size: int = Field(8192, ge=0)
+    """Wait for this much while other requests are under way, at most for `flush_timeout`."""
+    max_size: int = Field(0, ge=0)
+    """Merge no further than this; 0 for no limit. A single batch that is larger is sent as it is: it is not cut."""
+    flush_timeout: Duration = 0.2
+    """The longest wait for `min_size`."""
+    sizer: Literal["items", "bytes"] = "items"
+    """What `min_size` and `max_size` count: records, or bytes of payload."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_size and self.max_size < self.min_size:
+            raise ValueError(f"max_size {self.max_size} is smaller than min_size {self.min_size}")
+        return self
+
+
+class QueueSettings(ComponentSettings):
+    """The queue between a pipeline and the wire."""
+
+    enabled: bool = True
+    """Without a queue each batch is sent by the pipeline that brings it, and there is no bound on how many are under way."""
+    num_consumers: int = Field(10, gt=0)
+    """Requests under way at the same time."""
+    queue_size: int = Field(1000, gt=0)
+    """How much may wait or be under way, counted by `sizer`."""
+    sizer: Sizer = "requests"
+    """What `queue_size` counts: batches, records or bytes of payload."""
+    max_bytes: Size = Field(128 << 20, gt=0)
+    """Bytes of payload that may wait or be under way, whatever `sizer` counts: a thousand batches can be a gigabyte."""
+    block_on_overflow: bool = True
+    """A full queue makes the pipeline wait; `false` refuses the batch with "queue full", to be tried again by whoever sent it."""
+    wait_for_result: bool = True
+    """A batch in a memory queue counts as acknowledged when it is delivered; this is always so, and `false` gives a warning."""
+    storage: str = ""
+    """A storage extension to keep the queue in, so that it survives a restart. In this version the queue is in memory all the same."""
+    batch: BatchSettings | None = None
+    """Merge waiting batches of the same signal and client."""
+    stalled_after: Duration = Field(300.0, gt=0)
+    """Log an error when nothing has been delivered for so long although something waits."""
+
+    def extensions(self) -> Iterator[tuple[Path, str]]:
+        yield from super().extensions()
+        if self.storage:
+            yield ("storage",), self.storage
+
+    def warnings(self) -> Iterator[str]:
+        yield from super().warnings()
+        if self.storage:
+            yield "sending_queue.storage: in this version the queue is in memory; what waits in it is not acknowledged to its sender"
+        if not self.wait_for_result:
+            yield "sending_queue.wait_for_result: false has no effect; a batch in memory is acknowledged when it is delivered"
+
+
+class RetrySettings(ComponentSettings):
+    """Trying again what may pass later."""
+
+    enabled: bool = True
+    """`false` gives a refusal back to the pipeline at once."""
+    initial_interval: Duration = Field(5.0, gt=0)
+    """The first wait."""
+    randomization_factor: float = Field(0.5, ge=0, lt=1)
+    """Each wait is spread by ± this part of itself, so that many clients do not come back at once."""
+    multiplier: float = Field(1.5, ge=1)
+    """Each wait is this much longer than the one before."""
+    max_interval: Duration = Field(30.0, gt=0)
+    """The longest wait, before it is spread."""
+    max_elapsed_time: Duration = Field(0.0, ge=0)
+    """Give a batch back to the pipeline, as not delivered, after so long; 0 never does."""
+
+
+class SendingSettings(ComponentSettings):
+    """What every sending exporter takes."""
+
+    timeout: Duration = Field(5.0, ge=0)
+    """How long one attempt may take; 0 for no limit."""
+    sending_queue: QueueSettings = QueueSettings()
+    """The queue between the pipeline and the wire."""
+    retry_on_failure: RetrySettings = RetrySettings()
+    """Trying again what may pass later."""

@@ -1,0 +1,123 @@
+"""A role as a process of its own, as a user runs it: `lockgate run --config FILE`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def lockgate(*arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Runs one command to its end."""
+    command = [sys.executable, "-m", "lockgate.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **(environment or {})})
+
+
+class Role:
+    """`with Role(directory, yaml) as role:` runs it, ready; leaving sends SIGTERM and expects exit status 0.
+
+    The configuration is given health_check on `health_port` and own metrics on `metrics_port` by a second file.
+    """
+
+    def __init__(self, directory: Path, config: str, environment: Mapping[str, str] | None = None, *, expect_ready: bool = True) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.health_port, self.metrics_port = free_port(), free_port()
+        self.log = directory / "role.log"
+        (directory / "config.yaml").write_text(config)
+        common = {
+            "service": {
+                "telemetry": {
+                    "metrics": {"readers": [{"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": self.metrics_port}}}}]}
+                }
+            },
+            "extensions": {"health_check": {"endpoint": f"127.0.0.1:{self.health_port}"}},
+        }
+        (directory / "common.yaml").write_text(json.dumps(common))
+        self.configs = ["--config", str(directory / "config.yaml"), "--config", str(directory / "common.yaml")]
+        self.environment = {**os.environ, **(environment or {})}
+        self.expect_ready = expect_ready
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        with open(self.log, "ab") as output:
+            command = [sys.executable, "-m", "lockgate.cli.main", "run", *self.configs]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
+        deadline = time.monotonic() + 20
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"the role did not become ready:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            return self.get("/ready")[0] == 200 or not self.expect_ready
+        except OSError:
+            return False
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """(status, JSON) of a path of health_check."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}{path}", timeout=5) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def metrics(self) -> dict[str, float]:
+        """Own metrics, summed over labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        totals: dict[str, float] = {}
+        for line in text.splitlines():
+            if line and not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                name = series.partition("{")[0]
+                totals[name] = totals.get(name, 0) + float(value)
+        return totals
+
+    def stop(self, seconds: float = 30) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL, as an out-of-memory killer would."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            status = self.stop()
+            if error is None:
+                assert status == 0, f"exit status {status}:\n{self.log.read_text()}"
+        elif error is not None:
+            sys.stderr.write(self.log.read_text())
+
+
+def wait_until(true: Any, seconds: float = 20, what: str = "") -> None:
+    """Returns when `true()` is; fails after so many seconds. For conditions in another process, which cannot be awaited."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or true}"
+        time.sleep(0.05)
