@@ -25,7 +25,7 @@ _MAX_PROBLEMS = 1000
 _SWEEP_SECONDS = 10.0
 """How often everything is looked at although inotify works: the bound on what a lost event costs."""
 _LEAVING_SECONDS = 1.0
-_SCAN_SHARE = 0.02
+_SCAN_SHARE = 0.01
 """The most of a core that looking at directories may take; polling a thousand directories costs some 30 ms."""
 
 
@@ -231,9 +231,14 @@ class Tailer:
             self._discovery.rescan(changes.directories)
         for old, new in changes.moved:
             self._moved(old, new)
-        if everything or self.descriptor < 0:
+        if everything:
             self._check_sizes(self._files.values())
-            self._next_sweep = now + (_SWEEP_SECONDS if self.descriptor >= 0 else self.options.poll_seconds)
+            self._next_sweep = now + _SWEEP_SECONDS
+        elif self.descriptor < 0:
+            # The size alone costs a third of the whole status.
+            for file in self._files.values():
+                if os.lseek(file.descriptor, 0, os.SEEK_END) != file.size:
+                    self._ready[file] = None
         if self._leaving and now >= self._next_leaving:
             self._next_leaving = now + min(_LEAVING_SECONDS, self.options.linger_seconds)
             self._check_leaving(now)
@@ -248,15 +253,17 @@ class Tailer:
         self._old_problems, self.problems = self.problems, {}
         self._discovery.scan()
         if not self._looked:
-            self._looked = self._from_start = True
+            self._from_start = True
             for directory in sorted({os.path.dirname(path) for entry in self._saved.values() for path in (entry.real, entry.path)}):
                 self._discovery.look_in(directory)
+            self._looked = True
         self._check_saved()
-        cost = self._monotonic() - now
         pause = self.options.poll_seconds if self.descriptor < 0 else _SWEEP_SECONDS
         if self.missing or self._waiting:
             pause = min(pause, 1.0)
-        self._next_scan = now + max(pause, cost / _SCAN_SHARE)
+        # The first look opens everything, which says nothing of the cost of the next.
+        cost = self._monotonic() - now if self.counts.scans > 1 else 0.0
+        self._next_scan = now + max(pause, min(cost / _SCAN_SHARE, _SWEEP_SECONDS))
 
     def _check_sizes(self, files: Iterable[Followed]) -> None:
         for file in files:
@@ -294,10 +301,10 @@ class Tailer:
                     self._gap(entry.size - entry.position)
                 self._forget(entry)
                 continue
-            if path not in (entry.path, entry.real):
-                self._saved[identity] = structs.replace(entry, real=path)
             if status.st_size != entry.position:
                 self.appeared(path, entry.inode, matched)
+            if path not in (entry.path, entry.real) and identity in self._saved:
+                self._saved[identity] = structs.replace(entry, real=path)
 
     def _moved(self, old: str, new: str) -> None:
         """A file that was made and rotated between two looks: known by its rename alone."""
@@ -339,7 +346,8 @@ class Tailer:
             age = self.options.exclude_older_than_seconds
             if entry is None and age and stat.S_ISREG(status.st_mode) and self._unix_nano() - status.st_mtime_ns > age * 1e9:
                 return False
-            if entry is not None and entry.position == status.st_size and (not matched or len(self._files) >= self.options.max_files):
+            full = len(self._files) >= self.options.max_files
+            if entry is not None and entry.position == status.st_size and (full or (self._looked and not matched)):
                 return True  # nothing to read
             if not self._make_room():
                 self._waiting += 1
@@ -483,8 +491,8 @@ class Tailer:
             number = entry.lives + 1  # so that two contents never share a key, whatever they begin with
             if entry.size > entry.position:
                 self._gap(entry.size - entry.position)
-            if not file.matched:
-                self._close(file, keep=False)  # somebody else's file, on an inode used again
+            if not file.matched and not file.name.startswith((entry.path, entry.real)):
+                self._close(file, keep=False)  # somebody else's file, on an inode used again; not a rotated one of this log
                 return
         file.life = Life(life_key(file.device, file.inode, line, number), number)
         file.first = len(content), digest(content)

@@ -7,10 +7,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support.tail import Bench, bodies
 
 from lockgate.tail.follow import Saved
-
-from .conftest import Bench, bodies
 
 
 class History(RuleBasedStateMachine):
@@ -20,7 +19,7 @@ class History(RuleBasedStateMachine):
     def begin(self, inotify: bool) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.inotify = inotify
-        self.bench = Bench(Path(self.folder.name), inotify=inotify, poll_seconds=0.001)
+        self.bench = Bench(Path(self.folder.name), inotify=inotify, poll_seconds=0.001, flush_seconds=0.0)
         self.number = self.rotations = 0
         self.torn = ""
         self.files: dict[str, list[str]] = {"0.log": []}
@@ -29,6 +28,10 @@ class History(RuleBasedStateMachine):
         self.may_repeat: set[str] = set()
         self.may_be_lost: set[str] = set()
         self.after_save = 0
+        self.born = {"0.log": 0}
+        """When each file was made: inodes are used again, these numbers are not."""
+        self.known: set[int] = set()
+        """The files that the saved positions know, by that number."""
         self.looked: set[str] = set()
         """The files that were there, under their present names, at some look."""
         self.running = True
@@ -67,6 +70,8 @@ class History(RuleBasedStateMachine):
         name = f"0.log.{self.rotations:04d}"
         self.bench.rename("0.log", name)
         self.files[name] = self.files.pop("0.log")
+        self.born[name] = self.born["0.log"]
+        self.born["0.log"] = self.rotations
         known = "0.log" in self.looked
         self.looked -= {"0.log"}
         if known:
@@ -88,7 +93,7 @@ class History(RuleBasedStateMachine):
             records = self.files.pop(rotated[0])
             if not self.running or rotated[0] not in self.looked:
                 self.may_be_lost |= set(records) - set(self.seen)  # nobody holds it open
-            os.unlink(Path(self.folder.name) / rotated[0])
+            (Path(self.folder.name) / rotated[0]).unlink()
 
     @rule()
     def truncate(self) -> None:
@@ -116,13 +121,16 @@ class History(RuleBasedStateMachine):
     @rule()
     def save(self) -> None:
         self.periodic = self.bench.tailer.snapshot()
+        self.known = self.known_files(self.periodic)
         self.after_save = len(self.seen)
 
     @precondition(lambda self: self.running)
     @rule()
     def stop(self) -> None:
+        self.known = self.known_files(self.bench.tailer.snapshot())
         self.bench.stop()
-        self.down(self.bench.saved)
+        self.periodic, self.after_save = self.bench.saved, len(self.seen)
+        self.down()
 
     @precondition(lambda self: self.running)
     @rule()
@@ -130,21 +138,24 @@ class History(RuleBasedStateMachine):
         self.may_repeat |= set(self.seen[self.after_save :])
         self.bench.kill()
         self.bench.saved = self.periodic
-        self.down(self.periodic)
+        self.down()
 
-    def down(self, saved: list[Saved]) -> None:
+    def known_files(self, saved: list[Saved]) -> set[int]:
+        inodes = {entry.inode for entry in saved}
+        return {self.born[name] for name in self.files if (Path(self.folder.name) / name).stat().st_ino in inodes}
+
+    def down(self) -> None:
         self.running = False
-        self.known_inodes = {entry.inode for entry in saved}
         # Files that no checkpoint knows are found again by a name that matches, and by nothing else (yet).
         for name, records in self.files.items():
-            if name != "0.log" and os.stat(Path(self.folder.name) / name).st_ino not in self.known_inodes:
+            if name != "0.log" and self.born[name] not in self.known:
                 self.may_be_lost |= set(records) - set(self.seen)
 
     @precondition(lambda self: not self.running)
     @rule()
     def start(self) -> None:
         for name, records in self.files.items():
-            if name != "0.log" and os.stat(Path(self.folder.name) / name).st_ino not in self.known_inodes:
+            if name != "0.log" and self.born[name] not in self.known:
                 self.may_be_lost |= set(records) - set(self.seen)
         self.running = True
         self.collect()

@@ -100,10 +100,10 @@ def test_what_is_no_regular_file_is_refused_without_waiting(logs: Path, kind: st
 def test_nothing_stays_open_after_a_refusal(logs: Path) -> None:
     roots = Roots.of([str(logs / "pods")])
     (logs / "pods/x.log").symlink_to("/etc/passwd")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(10):
         with pytest.raises(Refused):
             roots.open(str(logs / "pods/x.log"))
         with pytest.raises(FileNotFoundError):
             roots.open(str(logs / "pods/missing/0.log"))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

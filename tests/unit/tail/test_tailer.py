@@ -3,12 +3,22 @@
 import gzip
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from support.tail import Bench, bodies, container, plain
 
-from .conftest import Bench, bodies, container, plain
+
+@pytest.fixture(params=[True, False], ids=["inotify", "polling"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    bench = Bench(logs, inotify=request.param, poll_seconds=0.001)
+    yield bench
+    bench.kill()
+
 
 LINE = "2024-01-01T00:00:00.5Z {} {} {}\n"
 
@@ -73,7 +83,7 @@ def test_kubelet_rotation_over_and_over_loses_and_doubles_nothing(bench: Bench) 
             packed = bench.directory / f"{raw}.gz"
             with gzip.open(f"{packed}.tmp", "wb") as file:
                 file.write((bench.directory / raw).read_bytes())
-            os.rename(f"{packed}.tmp", packed)
+            Path(f"{packed}.tmp").rename(packed)
             if turn % 3 == 2:
                 found += bench.read(1)
             bench.unlink(raw)
@@ -98,6 +108,28 @@ def test_a_rotated_raw_file_is_found_by_identity_after_downtime(bench: Bench) ->
     bench.write("0.log", "three\n")
     assert sorted(bench.read(1)) == ["three", "two"]
     assert bench.tailer.counts.gaps == 0
+
+
+def test_a_file_truncated_and_rotated_while_down_is_read_from_its_beginning(bench: Bench) -> None:
+    bench.write("0.log", "one\n")
+    assert bench.read() == ["one"]
+    bench.stop()
+    os.truncate(bench.directory / "0.log", 0)
+    bench.write("0.log", "two\n")
+    bench.rename("0.log", "0.log.20240101-000000")
+    assert bench.read(1) == ["two"]
+
+
+def test_somebody_elses_file_on_an_inode_used_again_is_left_alone(bench: Bench) -> None:
+    bench.write("0.log", "one\n")
+    assert bench.read() == ["one"]
+    bench.stop()
+    os.truncate(bench.directory / "0.log", 0)
+    bench.write("0.log", "not a log\n")
+    bench.rename("0.log", "database")
+    assert bench.read(1) == []
+    bench.read(100)
+    assert bench.tailer.open_files == 0
 
 
 def test_a_rotated_file_keeps_the_path_that_says_whose_log_it_is(bench: Bench) -> None:
@@ -165,10 +197,10 @@ def test_a_new_file_on_the_same_path_and_inode_is_another_file(bench: Bench) -> 
     bench.write("0.log", "one one one\n")
     assert bench.read() == ["one one one"]
     bench.stop()
-    inode = os.stat(bench.directory / "0.log").st_ino
+    inode = (bench.directory / "0.log").stat().st_ino
     with open(bench.directory / "0.log", "wb") as file:  # the same inode, certainly
         file.write(b"two two two\nthree\n")
-    assert os.stat(bench.directory / "0.log").st_ino == inode
+    assert (bench.directory / "0.log").stat().st_ino == inode
     assert bench.read() == ["two two two", "three"]
 
 
@@ -475,7 +507,7 @@ def test_excluded_files_and_the_programs_own_output_are_left_out(bench: Bench) -
     bench.write("0.log", "wanted\n")
     bench.write("1.log", "excluded\n")
     bench.write("2.log", "own\n")
-    status = os.stat(bench.directory / "2.log")
+    status = (bench.directory / "2.log").stat()
     bench.options |= {"exclude": (f"{bench.directory}/1*",), "own": frozenset({(status.st_dev, status.st_ino)})}
     assert bench.read() == ["wanted"]
 
@@ -525,10 +557,10 @@ def test_a_thousand_files_are_read_once_each(tmp_path: Path) -> None:
 def test_an_unreadable_file_is_an_error_that_names_file_uid_gid_and_mode(bench: Bench) -> None:
     bench.write("0.log", "secret\n")
     bench.write("1.log", "open\n")
-    os.chmod(bench.directory / "0.log", 0o600)
+    (bench.directory / "0.log").chmod(0o600)
     for parent in [bench.directory, *bench.directory.parents][:-1]:
         if parent.owner() == "root" and parent != Path("/tmp"):
-            os.chmod(parent, parent.stat().st_mode | 0o055)
+            parent.chmod(parent.stat().st_mode | 0o055)
     os.seteuid(65534)
     try:
         assert bench.read() == ["open"]
@@ -537,7 +569,7 @@ def test_an_unreadable_file_is_an_error_that_names_file_uid_gid_and_mode(bench: 
             assert word in problem
     finally:
         os.seteuid(0)
-    os.chmod(bench.directory / "0.log", 0o644)
+    (bench.directory / "0.log").chmod(0o644)
     assert bench.read(20) == ["secret"]
     assert bench.tailer.problems == {}
 

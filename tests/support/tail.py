@@ -1,11 +1,9 @@
 """A tailer on real files, driven by hand, with time by argument."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from lockgate.tail.follow import Flush, Parser, Saved
@@ -62,10 +60,10 @@ class Bench:
             file.write(content.encode() if isinstance(content, str) else content)
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(self.directory / old, self.directory / new)
+        (self.directory / old).rename(self.directory / new)
 
     def unlink(self, name: str) -> None:
-        os.unlink(self.directory / name)
+        (self.directory / name).unlink()
 
     def look(self, seconds: float = 0.0, max_bytes: int = 1 << 20, max_records: int = 10_000) -> Round:
         """One round, after so long."""
@@ -95,12 +93,3 @@ class Bench:
         if self._tailer is not None:
             self._tailer.close()
             self._tailer = None
-
-
-@pytest.fixture(params=[True, False], ids=["inotify", "polling"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    bench = Bench(logs, inotify=request.param, poll_seconds=0.001)
-    yield bench
-    bench.kill()
