@@ -1,30 +1,29 @@
 """The client and the caches against the real API server: what the unit tests show on the sample one holds there, too."""
 
 import asyncio
-import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from support import context
 from support.kube_apiserver import ApiServer
 from support.kubernetes import pod
 
 from lockgate.kit.clock import SystemClock
-from lockgate.kit.metrics import Metrics
 from lockgate.kube.access import Access
 from lockgate.kube.cache import MetaCache, PodCache
 from lockgate.kube.client import Client, Query
 from lockgate.kube.resources import NAMESPACES, PODS
+from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.contract import Status
 
 pytestmark = pytest.mark.peers
-LOG = logging.getLogger("test.kube")
 
 
 def access(server: ApiServer, token: str = "") -> Access:
-    return Access(server.base_url, ca_file=str(server.ca_file), token=token or server.token)
+    return Access(server.base_url, token=token or server.token, tls=TlsClientSettings(ca_file=str(server.ca_file)))
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -42,7 +41,7 @@ async def namespace(api_server: ApiServer) -> str:
 
 @asynccontextmanager
 async def pods(server: ApiServer, namespace: str) -> AsyncIterator[PodCache]:
-    async with Client(access(server)) as client, PodCache(client, Query(PODS, namespace), SystemClock(), LOG, Metrics()) as cache:
+    async with Client(access(server), context()) as client, PodCache(client, Query(PODS, namespace)) as cache:
         async with asyncio.timeout(20):
             await cache.synced.wait()
         yield cache
@@ -67,8 +66,8 @@ async def test_the_cache_converges_under_changes_and_a_forgotten_history(
     api_server: ApiServer, namespace: str, watch_list: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, rng = f"/api/v1/namespaces/{namespace}/pods", random.Random(7)
-    async with Client(access(api_server)) as client:
-        cache = PodCache(client, Query(PODS, namespace), SystemClock(), LOG, Metrics())
+    async with Client(access(api_server), context()) as client:
+        cache = PodCache(client, Query(PODS, namespace))
         cache.reflector._watch_list, cache.reflector._page_limit = watch_list, 3
         expected: dict[str, str] = {}
         async with cache:
@@ -94,7 +93,7 @@ async def test_the_cache_converges_under_changes_and_a_forgotten_history(
 
 async def test_metadata_alone_is_asked_for_and_understood(api_server: ApiServer, namespace: str) -> None:
     query = Query(NAMESPACES, metadata_only=True)
-    async with Client(access(api_server)) as client, MetaCache(client, query, SystemClock(), LOG, Metrics()) as cache:
+    async with Client(access(api_server), context()) as client, MetaCache(client, query) as cache:
         await until(lambda: cache.by_name(namespace))
         found = cache.by_name(namespace)
         assert found is not None and found.labels == {"kubernetes.io/metadata.name": namespace, "team": "a"}
@@ -106,8 +105,8 @@ async def test_a_missing_permission_is_named(api_server: ApiServer, missing: str
     rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": [verb]}]
     token = await api_server.service_account(f"no-{missing}-{uuid.uuid4().hex[:6]}", rules)
     status = Status(SystemClock())
-    async with Client(access(api_server, token)) as client:
-        cache = PodCache(client, Query(PODS), SystemClock(), LOG, Metrics())
+    async with Client(access(api_server, token), context()) as client:
+        cache = PodCache(client, Query(PODS))
         cache.reflector._watch_list = False
         cache.report_to(status)
         async with cache:

@@ -7,7 +7,6 @@ which the sink keeps what it has: what the new list does not mention is removed 
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Generic, Never, Protocol, TypeVar
@@ -15,7 +14,6 @@ from typing import Generic, Never, Protocol, TypeVar
 import aiohttp
 
 from lockgate.kit.backoff import delays
-from lockgate.kit.clock import Clock
 from lockgate.kube.access import AccessError
 from lockgate.kube.client import ApiError, Client, Gone, Query
 
@@ -53,14 +51,12 @@ class Reflector(Generic[T]):
         query: Query,
         type_: type[T],
         sink: Sink[T],
-        clock: Clock,
-        log: logging.Logger,
         blocked: Callable[[str], None] = lambda reason: None,
         rng: random.Random | None = None,
     ) -> None:
         """`blocked` is told the reason while this cannot go on, and "" when it can again."""
         self._client, self._query, self._type, self._sink = client, query, type_, sink
-        self._clock, self._log, self._blocked = clock, log, blocked
+        self._clock, self._log, self._blocked = client.context.clock, client.context.logger, blocked
         self._rng = rng or random.Random()
         self._version = ""
         self._watch_list = True
