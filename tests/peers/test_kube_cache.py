@@ -5,6 +5,7 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from support import context
@@ -14,12 +15,13 @@ from support.kubernetes import pod
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.access import Access
 from lockgate.kube.cache import MetaCache, PodCache
-from lockgate.kube.client import Client, Query
+from lockgate.kube.client import ApiError, Client, Query
 from lockgate.kube.resources import NAMESPACES, PODS
 from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.contract import Status
 
 pytestmark = pytest.mark.peers
+READ_PODS = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
 
 
 def access(server: ApiServer, token: str = "") -> Access:
@@ -113,3 +115,36 @@ async def test_a_missing_permission_is_named(api_server: ApiServer, missing: str
             await until(lambda: status.blocked)
     (reason, _), *_ = status.blocked.values()
     assert "403" in reason and f'the verb "{missing}" on resource "pods" of API group "" in all namespaces' in reason
+
+
+async def test_a_cache_with_list_and_watch_alone_follows_through_a_restart_that_forgets_history(
+    api_server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    token_file = tmp_path / "token"
+    token_file.write_text(await api_server.service_account(f"reader-{namespace}", READ_PODS))
+    reader = Access(api_server.base_url, token_file=str(token_file), tls=TlsClientSettings(ca_file=str(api_server.ca_file)))
+    made = await api_server.create(pods, pod("web-1", namespace, ip="10.9.0.1", labels={"app": "web"}))
+    gone = await api_server.create(pods, pod("web-2", namespace, ip="10.9.0.2"))
+    async with Client(reader, context()) as client, PodCache(client, Query(PODS)) as cache:
+        await asyncio.wait_for(cache.synced.wait(), 10)
+        found = cache.by_uid(made["metadata"]["uid"])
+        assert found is not None
+        assert found is cache.by_ip.get("10.9.0.1") is cache.by_name.get((namespace, "web-1"))
+        assert (found.labels, found.node, found.containers[0].image) == ({"app": "web"}, "node-1", "r.io/app:1.2")
+        await api_server.change(f"{pods}/web-1", {"metadata": {"labels": {"app": "api"}}})
+        await until(lambda: (now := cache.by_ip.get("10.9.0.1")) and now.labels == {"app": "api"})
+        await api_server.delete(f"{pods}/web-2")
+        await api_server.forget_history()
+        late = await api_server.create(pods, pod("web-3", namespace, ip="10.9.0.3"))
+        await until(lambda: cache.by_uid(late["metadata"]["uid"]))
+        assert (left := cache.by_uid(gone["metadata"]["uid"])) is not None and left.deleted
+
+
+async def test_a_refused_list_names_who_may_not_do_what(api_server: ApiServer, namespace: str) -> None:
+    token = await api_server.service_account(f"nobody-{namespace}", [])
+    async with Client(access(api_server, token), context()) as client:
+        with pytest.raises(ApiError, match=r'serviceaccount:default:nobody-.* cannot list resource "pods"') as caught:
+            async for _ in client.pages(Query(PODS), dict):
+                pass
+    assert caught.value.code == 403
