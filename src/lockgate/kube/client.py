@@ -156,7 +156,8 @@ class Client:
     async def watch(
         self, query: Query, type_: type[T], version: str, *, initial: bool = False, timeout_seconds: int = 300
     ) -> AsyncIterator[Event[T]]:
-        """Events after `version`, until the server ends the watch (at the latest after `timeout_seconds`).
+        """Events after `version`, until the server ends the watch (at the latest after `timeout_seconds`) or is silent for IDLE_SECONDS: a
+        quiet cluster and a dead connection look alike, and resuming serves both.
 
         `initial` asks for a WatchList: everything that exists as ADDED, then a bookmark with `initial_end`. Raises ApiError 400 or 422
         where the server does not offer that, Gone where `version` is too old.
@@ -269,10 +270,16 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Whole lines alone: what a broken connection leaves of one is dropped, and comes again after the resume."""
+    """Whole lines alone: what a broken connection leaves of one is dropped, and comes again after the resume. Ends where nothing comes."""
     pieces: list[bytes] = []
     size = 0
-    async for chunk in response.content.iter_any():
+    while True:
+        try:
+            chunk = await response.content.readany()
+        except TimeoutError:
+            return
+        if not chunk:
+            return
         first, *others = chunk.split(b"\n")
         pieces.append(first)
         size += len(first)

@@ -172,11 +172,24 @@ async def test_a_watch_that_is_none_is_a_broken_connection(body: bytes, complain
             await anext(aiter(client.watch(Query(PODS), Item, "1")))
 
 
-async def test_a_watch_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_watch_ends_to_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.05)
     async with sample() as (_, access), Client(access, context()) as client:
+        assert [event async for event in client.watch(Query(PODS), Item, "99999")] == []
+
+
+async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.05)
+    faults = Faults()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    faults.answers.append(hang)
+    async with sample(faults=faults) as (_, access), Client(access, context()) as client:
         with pytest.raises(TimeoutError):
-            await anext(aiter(client.watch(Query(PODS), Item, "99999")))
+            await anext(aiter(client.watch(Query(PODS), Item, "1")))
 
 
 @pytest.fixture
@@ -245,3 +258,23 @@ async def test_retry_after_is_waited_out_and_failures_back_off() -> None:
     assert clock.slept[0] == 40 and 0.5 <= clock.slept[1] <= 1.5
     assert sink.told[-3:] == ["begin", "a", "end"]
     assert "429" in reasons[0] and "503" in reasons[1] and reasons[-1] == ""
+
+
+async def test_a_server_that_ignores_the_watch_list_is_listed() -> None:
+    faults, sink, reasons = Faults(), Recorder(), list[str]()
+
+    async def no_mark(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b'{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"2"}}}\n')
+
+    faults.answers.append(no_mark)
+    clock = VirtualClock()
+    async with sample(faults=faults) as (store, access), Client(access, context(clock=clock)) as client:
+        store.create(PODS, pod("a"))
+        running = asyncio.ensure_future(Reflector(client, Query(PODS), Item, sink, reasons.append).run())
+        async with asyncio.timeout(10):
+            while sink.told[-1:] != ["end"]:
+                await clock.advance(1)
+                await asyncio.sleep(0.002)
+        running.cancel()
+    assert sink.told == ["begin", "a", "begin", "a", "end"]
+    assert not any(reasons)
