@@ -1,4 +1,4 @@
-"""Shared suites explain their failures as test files do."""
+"""What holds for every test."""
 
 import pytest
 

@@ -32,7 +32,8 @@ def test_an_integer_that_does_not_fit_is_a_value_error(value: object) -> None:
 
 
 def test_text_of_what_has_no_text_for_expressions() -> None:
-    assert [scalar_text(encode(value)) for value in ([1], {}, b"x", None)] == [None] * 4
+    texts: list[object] = [[1], {}, b"x", None]
+    assert [scalar_text(encode(value)) for value in texts] == [None] * 4
     assert [scalar_text(encode(value)) for value in ("x", True, 5, 1e21, 0.5)] == ["x", "true", "5", "1000000000000000000000", "0.5"]
     assert text(AnyValue()) == ""
     assert [text(encode(value)) for value in (float("nan"), float("inf"), -0.0)] == ["NaN", "+Inf", "-0"]
