@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from lockgate.kube.access import Access, AccessError, KubernetesClientSettings, from_kubeconfig
+from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.needs import Connect, Read
 
 KUBECONFIG = """
@@ -34,13 +35,8 @@ def kubeconfig(tmp_path: Path) -> Path:
 
 
 def test_a_named_context_is_used_with_files_beside_it(kubeconfig: Path) -> None:
-    expected = Access(
-        "https://test:6443",
-        token_file="/tokens/test",
-        ca_file=str(kubeconfig.parent / "ca.pem"),
-        proxy="http://proxy:3128",
-        server_name="kubernetes",
-    )
+    tls = TlsClientSettings(ca_file=str(kubeconfig.parent / "ca.pem"), server_name_override="kubernetes")
+    expected = Access("https://test:6443", token_file="/tokens/test", tls=tls, proxy="http://proxy:3128")
     assert from_kubeconfig(kubeconfig, "test") == expected
 
 
@@ -107,4 +103,4 @@ def test_needs_name_the_address_and_the_credentials() -> None:
     settings = KubernetesClientSettings(api_server="https://10.0.0.1:6443", token_file="/t/token", ca_file="/t/ca.crt")
     connect, *reads = settings.api_needs("why")
     assert connect == Connect("10.0.0.1", 6443, "why")
-    assert [need.path for need in reads if isinstance(need, Read)] == ["/t/token", "/t/ca.crt"]
+    assert [need.path for need in reads if isinstance(need, Read)] == ["/t", "/t"]

@@ -1,7 +1,6 @@
 """The client against the sample API: credentials, trust, refusals, and what hangs or is torn."""
 
 import asyncio
-import logging
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import msgspec
 import pytest
 import trustme
 from aiohttp import web
-from support import VirtualClock
+from support import VirtualClock, context
 from support.kubernetes import Faults, apply, pod, put, sample
 
 from lockgate.kit.clock import SystemClock
@@ -21,6 +20,7 @@ from lockgate.kube.access import Access
 from lockgate.kube.client import ApiError, Client, Gone, Page, Query
 from lockgate.kube.reflector import Reflector
 from lockgate.kube.resources import PODS, REPLICA_SETS
+from lockgate.net.tls import TlsClientSettings
 from lockgate.sample.kubernetes_api import SampleApi
 from lockgate.sample.kubernetes_store import ObjectStore
 
@@ -42,7 +42,7 @@ async def names(client: Client, query: Query = ALL_PODS) -> list[str]:
 
 
 async def test_pages_together_are_the_whole_list() -> None:
-    async with sample() as (store, access), Client(access) as client:
+    async with sample() as (store, access), Client(access, context()) as client:
         for number in range(5):
             store.create(PODS, pod(f"pod-{number}"))
         pages: list[Page[Item]] = [page async for page in client.pages(Query(PODS), Item, 2)]
@@ -59,7 +59,7 @@ async def test_pages_together_are_the_whole_list() -> None:
     ],
 )
 async def test_a_query_selects_on_the_server(query: Query, expected: list[str]) -> None:
-    async with sample() as (store, access), Client(access) as client:
+    async with sample() as (store, access), Client(access, context()) as client:
         apply(store, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
         for item in (pod("a", labels={"app": "web"}), pod("b", nodeName="node-2"), pod("c", "shop")):
             put(store, PODS, item)
@@ -71,7 +71,7 @@ async def test_a_rotated_token_is_read_again(tmp_path: Path) -> None:
     token.write_text("old\n")
     store = ObjectStore(SystemClock())
     api = SampleApi(store, {"old": "agent"})
-    async with api.serve() as url, Client(Access(url, str(token))) as client:
+    async with api.serve() as url, Client(Access(url, str(token)), context()) as client:
         assert await names(client) == []
         api.tokens.clear()
         api.tokens["new"] = "agent"
@@ -89,14 +89,17 @@ async def test_a_token_that_rotates_under_a_request_is_tried_again_at_once(tmp_p
 
     faults.answers.append(rotate)
     api = SampleApi(ObjectStore(SystemClock()), {"new": "agent"}, middlewares=(faults.middleware,))
-    async with api.serve() as url, Client(Access(url, str(token))) as client:
+    async with api.serve() as url, Client(Access(url, str(token)), context()) as client:
         assert await names(client) == []
 
 
 async def test_a_refused_token_names_its_file(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("wrong")
-    async with SampleApi(ObjectStore(SystemClock()), {"right": "agent"}).serve() as url, Client(Access(url, str(token))) as client:
+    async with (
+        SampleApi(ObjectStore(SystemClock()), {"right": "agent"}).serve() as url,
+        Client(Access(url, str(token)), context()) as client,
+    ):
         with pytest.raises(ApiError, match=rf"401 Unauthorized; the API server does not accept the token in {token}"):
             await names(client)
 
@@ -110,7 +113,7 @@ async def test_a_refused_token_names_its_file(tmp_path: Path) -> None:
     ],
 )
 async def test_a_forbidden_request_names_what_is_missing(query: Query, verb: str, grant: str) -> None:
-    async with sample(may=lambda user, asked, resource, namespace: asked != verb) as (_, access), Client(access) as client:
+    async with sample(may=lambda user, asked, resource, namespace: asked != verb) as (_, access), Client(access, context()) as client:
         with pytest.raises(ApiError) as refusal:
             if verb == "list":
                 await names(client, query)
@@ -122,30 +125,30 @@ async def test_a_forbidden_request_names_what_is_missing(query: Query, verb: str
 async def test_too_many_requests_says_when_to_come_back() -> None:
     faults = Faults()
     faults.status(429, {"Retry-After": "7"}, "slow down")
-    async with sample(faults=faults) as (_, access), Client(access) as client:
+    async with sample(faults=faults) as (_, access), Client(access, context()) as client:
         with pytest.raises(ApiError, match="429 slow down") as refusal:
             await names(client)
         assert refusal.value.retry_after == 7
 
 
 async def test_a_forgotten_version_is_gone_inside_the_stream() -> None:
-    async with sample() as (store, access), Client(access) as client:
+    async with sample() as (store, access), Client(access, context()) as client:
         store.create(PODS, pod("a"))
         store.compact()
         with pytest.raises(Gone, match="410 too old resource version"):
             await anext(aiter(client.watch(Query(PODS), Item, "1")))
 
 
-async def test_an_object_without_its_shape_is_left_out_and_told() -> None:
-    faults, told = Faults(), list[str]()
+async def test_an_object_without_its_shape_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    faults = Faults()
 
     async def odd(request: web.Request) -> web.StreamResponse:
         return web.json_response({"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": 7}}, {"metadata": {"name": "b"}}]})
 
     faults.answers.append(odd)
-    async with sample(faults=faults) as (_, access), Client(access, told.append) as client:
+    async with sample(faults=faults) as (_, access), Client(access, context()) as client:
         assert await names(client) == ["b"]
-    assert len(told) == 1 and "an object of pods is left out" in told[0]
+    assert "an object of pods is left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -164,16 +167,29 @@ async def test_a_watch_that_is_none_is_a_broken_connection(body: bytes, complain
         return web.Response(body=body)
 
     faults.answers.append(answer)
-    async with sample(faults=faults) as (_, access), Client(access) as client:
+    async with sample(faults=faults) as (_, access), Client(access, context()) as client:
         with pytest.raises(aiohttp.ClientPayloadError, match=complaint):
             await anext(aiter(client.watch(Query(PODS), Item, "1")))
 
 
-async def test_a_watch_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_watch_ends_to_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.05)
-    async with sample() as (_, access), Client(access) as client:
+    async with sample() as (_, access), Client(access, context()) as client:
+        assert [event async for event in client.watch(Query(PODS), Item, "99999")] == []
+
+
+async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.05)
+    faults = Faults()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    faults.answers.append(hang)
+    async with sample(faults=faults) as (_, access), Client(access, context()) as client:
         with pytest.raises(TimeoutError):
-            await anext(aiter(client.watch(Query(PODS), Item, "99999")))
+            await anext(aiter(client.watch(Query(PODS), Item, "1")))
 
 
 @pytest.fixture
@@ -193,11 +209,13 @@ async def test_the_servers_certificate_must_come_from_the_given_authority_and_a_
 ) -> None:
     ca_file = tmp_path / "ca.crt"
     trustme.CA().cert_pem.write_to_path(ca_file)
+    clock = VirtualClock()
     async for url in served_by(authority):
-        async with Client(Access(url, ca_file=str(ca_file))) as client:
+        async with Client(Access(url, tls=TlsClientSettings(ca_file=str(ca_file))), context(clock=clock)) as client:
             with pytest.raises(aiohttp.ClientConnectorCertificateError):
                 await names(client)
             authority.cert_pem.write_to_path(ca_file)
+            clock.now += 2
             assert await names(client) == []
 
 
@@ -224,9 +242,9 @@ async def test_retry_after_is_waited_out_and_failures_back_off() -> None:
     clock, faults, sink, reasons = VirtualClock(), Faults(), Recorder(), list[str]()
     faults.status(429, {"Retry-After": "40"})
     faults.status(503)
-    async with sample(faults=faults) as (store, access), Client(access) as client:
+    async with sample(faults=faults) as (store, access), Client(access, context(clock=clock)) as client:
         store.create(PODS, pod("a"))
-        reflector = Reflector(client, Query(PODS), Item, sink, clock, logging.getLogger("test"), reasons.append)
+        reflector = Reflector(client, Query(PODS), Item, sink, reasons.append)
         running = asyncio.ensure_future(reflector.run())
         for seconds in (40, 2):
             async with asyncio.timeout(10):
@@ -240,3 +258,23 @@ async def test_retry_after_is_waited_out_and_failures_back_off() -> None:
     assert clock.slept[0] == 40 and 0.5 <= clock.slept[1] <= 1.5
     assert sink.told[-3:] == ["begin", "a", "end"]
     assert "429" in reasons[0] and "503" in reasons[1] and reasons[-1] == ""
+
+
+async def test_a_server_that_ignores_the_watch_list_is_listed() -> None:
+    faults, sink, reasons = Faults(), Recorder(), list[str]()
+
+    async def no_mark(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b'{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"2"}}}\n')
+
+    faults.answers.append(no_mark)
+    clock = VirtualClock()
+    async with sample(faults=faults) as (store, access), Client(access, context(clock=clock)) as client:
+        store.create(PODS, pod("a"))
+        running = asyncio.ensure_future(Reflector(client, Query(PODS), Item, sink, reasons.append).run())
+        async with asyncio.timeout(10):
+            while sink.told[-1:] != ["end"]:
+                await clock.advance(1)
+                await asyncio.sleep(0.002)
+        running.cancel()
+    assert sink.told == ["begin", "a", "begin", "a", "end"]
+    assert not any(reasons)

@@ -302,6 +302,31 @@ async def test_what_is_added(settings: Object, attributes: dict[str, Any], added
     assert found == attributes | added
 
 
+async def test_a_log_collectors_resource_gets_what_the_source_processor_needs() -> None:
+    """The seed's example of a pod that is found by its name: owners, and labels of pod and namespace under a prefix."""
+    settings = {
+        "extract": {
+            "metadata": ["k8s.pod.uid", "k8s.node.name", "k8s.deployment.name", "k8s.replicaset.name"],
+            "labels": [
+                {"from": "pod", "key_regex": "(.*)", "tag_name": "pod_labels_$1"},
+                {"from": "namespace", "key_regex": "(.*)", "tag_name": "namespace_labels_$1"},
+            ],
+        },
+        "pod_association": [UID, NAME],
+    }
+    attributes = {"k8s.pod.name": "web-1", "k8s.namespace.name": "shop"}
+    assert await enriched(settings, attributes) == attributes | {
+        "k8s.pod.uid": "u-web",
+        "k8s.node.name": "node-1",
+        "k8s.deployment.name": "web",
+        "k8s.replicaset.name": "web-5db86d8867",
+        "pod_labels_app": "web",
+        "pod_labels_app.kubernetes.io/name": "shopfront",
+        "pod_labels_app.kubernetes.io/version": "7",
+        "namespace_labels_team": "a",
+    }
+
+
 async def test_arrays_of_the_images_digest_and_tag() -> None:
     async with sample() as (store, access):
         cluster(store)
