@@ -11,18 +11,19 @@ Anything that breaks on the way (connection, time-out, half a line) is an aiohtt
 
 from __future__ import annotations
 
-import urllib.request
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from lockgate.kube.access import Access
 from lockgate.kube.resources import Resource
+from lockgate.net.proxy import proxy_for
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ class Client:
                 headers=headers,
                 timeout=timeout,
                 ssl=self._context(),
-                proxy=self.access.proxy or _proxy(url),
+                proxy=self.access.proxy or proxy_for(URL(url), os.environ),
                 server_hostname=self.access.server_name or None,
             ) as response:
                 if response.status == 401 and attempt == 1:
@@ -290,11 +291,3 @@ def _decoded(decoder: msgspec.json.Decoder[T], content: bytes) -> T:
         return decoder.decode(content)
     except msgspec.DecodeError as error:
         raise aiohttp.ClientPayloadError(f"the answer is no Kubernetes API's: {error}") from error
-
-
-def _proxy(url: str) -> str | None:
-    """The environment's proxy for this URL (HTTPS_PROXY, NO_PROXY and the like), None where it is reached directly."""
-    parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)

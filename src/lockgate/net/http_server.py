@@ -261,8 +261,8 @@ class HttpServer:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _inflate(self, raw: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity"):
-            return raw
+        if encoding in ("", "identity") or not raw:
+            return raw  # a body of no bytes holds nothing, however it is labelled
         limit = self.settings.inflated_limit
         try:
             if len(raw) <= OFFLOAD_BYTES // 4:
@@ -285,7 +285,7 @@ class HttpServer:
         if not request.content.is_eof() or not self.settings.keep_alives_enabled:
             # Whatever of the body is still to come would be read for nothing, or taken for the next request.
             response.force_close()
-        response.headers.update(self._headers)
+        response.headers.update({"Server": "lockgate"} | self._headers)
         self._add_cors(request, response)
         try:
             async with asyncio.timeout(self.settings.write_timeout or None):

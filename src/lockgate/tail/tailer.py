@@ -19,6 +19,7 @@ from lockgate.tail.patterns import Patterns
 from lockgate.wire.parsed import Left
 
 _LEAST_CHUNK = 64 << 10
+_LEAST_READ = 4 << 10
 _COMPRESSED = (".gz", ".tmp", ".zst", ".bz2", ".xz", ".zip")
 _MAX_PROBLEMS = 1000
 _SWEEP_SECONDS = 10.0
@@ -193,14 +194,14 @@ class Tailer:
         left_bytes, left_records = max_bytes, max_records
         todo = list(self._ready)
         share = max(_LEAST_CHUNK, max_bytes // max(1, len(todo)))
-        while todo and left_bytes > 0 and left_records > 0:
+        while todo and left_bytes > _LEAST_READ and left_records > 0:
             unread: list[Followed] = []
             for file in todo:
-                if left_bytes <= 0 or left_records <= 0:
+                if left_bytes <= _LEAST_READ or left_records <= 0:
                     break
                 # To the end of the line, so that nobody starves.
                 self._ready.pop(file, None)
-                size = min(share, left_bytes, int(left_records * file.bytes_per_record * 1.2) + 4096)
+                size = min(share, left_bytes, int(left_records * file.bytes_per_record * 1.2) + _LEAST_READ)
                 used, records, more = self._read(file, max(size, file.chunk_bytes), left_records, round_)
                 left_bytes -= used
                 left_records -= records
@@ -228,6 +229,8 @@ class Tailer:
             self._scan(now)
         elif changes.directories:
             self._discovery.rescan(changes.directories)
+        for old, new in changes.moved:
+            self._moved(old, new)
         if everything or self.descriptor < 0:
             self._check_sizes(self._files.values())
             self._next_sweep = now + (_SWEEP_SECONDS if self.descriptor >= 0 else self.options.poll_seconds)
@@ -296,10 +299,30 @@ class Tailer:
             if status.st_size != entry.position:
                 self.appeared(path, entry.inode, matched)
 
+    def _moved(self, old: str, new: str) -> None:
+        """A file that was made and rotated between two looks: known by its rename alone."""
+        try:
+            status = os.stat(new)
+            identity = status.st_dev, status.st_ino
+            if identity in self._files or identity in self._saved or identity in self.options.own or not self._make_room():
+                return
+            descriptor, real = self._roots.open(new)
+        except FileNotFoundError:
+            return
+        except (OSError, Refused) as error:
+            self.unreadable(new, error)
+            return
+        self.counts.rotations += 1
+        self._adopt(new, real, descriptor, False, old)
+
     # Told by the discovery.
 
     def appeared(self, path: str, inode: int, matched: bool) -> bool:
-        if not matched and (inode not in self._inodes or path.endswith(_COMPRESSED)):
+        if path.endswith(_COMPRESSED):
+            if matched:
+                self.unreadable(path, Refused(f"{path} is compressed, and not read; exclude it"))
+            return not matched
+        if not matched and inode not in self._inodes:
             return True
         try:
             status = os.stat(path)
@@ -352,7 +375,7 @@ class Tailer:
 
     # Files come and go.
 
-    def _adopt(self, path: str, real: str, descriptor: int, matched: bool) -> None:
+    def _adopt(self, path: str, real: str, descriptor: int, matched: bool, rotated_from: str = "") -> None:
         status = os.fstat(descriptor)
         identity = status.st_dev, status.st_ino
         if identity in self._files or identity in self.options.own:
@@ -360,7 +383,7 @@ class Tailer:
             return
         entry = self._saved.get(identity)
         # A rotated file is still the log of the container whose path it had.
-        known_as, known_real = (entry.path, entry.real) if entry is not None and not matched else (path, real)
+        known_as, known_real = (entry.path, entry.real) if entry is not None and not matched else (rotated_from or path, real)
         parse = self._make_parser(known_as, known_real, descriptor)
         file = Followed(known_as, known_real, descriptor, *identity, parse, path, matched, quiet_since=self._monotonic())
         self._files[identity] = file
@@ -536,9 +559,9 @@ class Tailer:
             flush = Flush.QUIET
         parsed = file.parse(chunk, max_records, flush, self._unix_nano())
         skipping = False
-        if not parsed.consumed and not at_end:
+        if not parsed.consumed and (not at_end or len(chunk) >= self._max_chunk):
             # One record does not fit. At the bound it is cut: what then follows of its line is dropped.
-            if size < self._max_chunk:
+            if len(chunk) < self._max_chunk:
                 file.chunk_bytes = min(size * 2, self._max_chunk)
                 return 0, 0, True
             flush = Flush.QUIET if parsed.left is Left.GROUP else Flush.END

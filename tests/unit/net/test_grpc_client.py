@@ -127,7 +127,8 @@ async def test_retry_info_becomes_the_delay() -> None:
 
 
 async def test_a_message_too_large_for_the_server_is_permanent() -> None:
-    async with serving(**{"grpc.max_receive_message_length": 1000}) as (_, port), client(port, compression="none") as ours:
+    limit: dict[str, Any] = {"grpc.max_receive_message_length": 1000}
+    async with serving(**limit) as (_, port), client(port, compression="none") as ours:
         error = await failure(ours.call(METHOD, bytes(9_000_000), 10))
         assert await ours.call(METHOD, b"small", 10) == b"small"
     assert error.status is Status.RESOURCE_EXHAUSTED

@@ -545,4 +545,4 @@ async def test_no_sequence_of_frames_ends_the_server(seed: int, caplog: pytest.L
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        GrpcServerSettings.model_validate(settings)
+        GrpcServerSettings.model_validate({"endpoint": "localhost:4317"} | settings)

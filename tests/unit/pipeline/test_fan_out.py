@@ -55,7 +55,7 @@ async def test_every_consumer_gets_the_same_batch() -> None:
 
 
 async def test_only_the_one_that_said_retryable_is_asked_again_not_before_its_time() -> None:
-    one, two, clock = Sink(Retryable("later", after=7), Retryable("later")), Sink(), a_clock()
+    one, two, clock = Sink(Retryable("later", after=7), Retryable("later", after=7)), Sink(), a_clock()
     call = asyncio.create_task(fan_out([one, two], clock).consume(logs("a")))
     await clock.advance(6.9)
     assert (one.calls, two.calls) == (1, 1)
