@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import gc
 import logging
@@ -192,6 +193,8 @@ def tune_memory() -> None:
             mallopt(_M_ARENA_MAX, 2)
     gc.collect()
     gc.freeze()
+    # At exit what is frozen must be collectable again, or extension modules (DuckDB's nanobind) report all they own as leaked.
+    atexit.register(gc.unfreeze)
 
 
 def resident_bytes() -> float:

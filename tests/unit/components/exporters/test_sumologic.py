@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import ValidationError
 from support import FakeHost, Sink, context
 from support.otlp import NANO, log_batch, made, metric_request, set_attributes, span_batch
+from support.programs import free_port
 
 from lockgate.batch import Batch, Signal, merge
 from lockgate.components.exporters.sumologic.exporter import SumologicExporter, SumologicSettings
@@ -227,8 +228,8 @@ async def test_401_shows_in_the_status_until_it_is_over_and_the_secret_nowhere(c
     assert SECRET not in caplog.text + reason + it.context.metrics.render() + repr(it.context.status.blocked)
 
 
-async def test_no_connection_is_retryable_and_names_no_secret(unused_tcp_port: int) -> None:
-    async with exporter(f"http://127.0.0.1:{unused_tcp_port}/receiver/v1/http/{SECRET}") as it:
+async def test_no_connection_is_retryable_and_names_no_secret() -> None:
+    async with exporter(f"http://127.0.0.1:{free_port()}/receiver/v1/http/{SECRET}") as it:
         with pytest.raises(Retryable) as raised:
             await it.consume(log_batch("x"))
     assert SECRET not in str(raised.value)
