@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up test lint bench wheel test-peers soak clean
+.PHONY: install up test lint bench wheel peers test-peers soak clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.py)
@@ -23,12 +23,17 @@ lint: install
 	$(BIN)/lint-imports
 
 test: install lint
+	sh tests/install-debian.sh
 	$(BIN)/python -m pytest
 
-test-peers: install
+# Real peers, built once from Go modules into a cache outside the tree (LOCKGATE_PEERS); says why where one cannot be.
+peers: install
+	nice -n 15 $(BIN)/python tests/peers/build_peers.py
+
+test-peers: install peers
 	$(BIN)/python -m pytest -m peers tests/peers
 
-bench: install
+bench: install peers
 	$(BIN)/python bench/logs.py
 
 wheel: install

@@ -7,7 +7,7 @@ parses the whole request once for a chain of record processors (`message`, `with
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -116,11 +116,10 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
         start = position
         tag, position = _varint(payload, position)
         if tag & 7 != 2:
-            position = _skip(payload, position, tag)
-            out.append(view[start:position])
-            continue
-        length, position = _varint(payload, position)
-        end = position + length
+            end = position = _skip(payload, position, tag)
+        else:
+            length, position = _varint(payload, position)
+            end = position + length
         if end > size:
             raise DecodeError(f"field at byte {start} runs past the end of the request")
         if tag != 0x0A:
@@ -241,8 +240,13 @@ def count_records(signal: Signal, payload: bytes) -> int:
 
 
 def merge(batches: Iterable[Batch]) -> Batch:
-    """One batch of several of the same signal and peer, in order: protobuf messages concatenate. Its id is derived from theirs."""
+    """One batch of several, in order: protobuf messages concatenate. Its id is derived from theirs.
+
+    ValueError where there is none, or where signals or peers differ: pod association would give one client's records to another.
+    """
     several = list(batches)
+    if len({(batch.signal, batch.peer) for batch in several}) != 1:
+        raise ValueError("only batches of one signal and one peer merge")
     if len(several) == 1:
         return several[0]
     parts = tuple(part for batch in several for part in (batch.parts or (Part(batch.id, len(batch.payload)),)))
@@ -255,6 +259,73 @@ def merge(batches: Iterable[Batch]) -> Batch:
         tuple(origin for batch in several for origin in batch.origins),
         parts,
     )
+
+
+_METRIC_KINDS = frozenset({5, 7, 9, 10, 11})
+_CHILDREN = {
+    Signal.LOGS: ({1}, {2}, {2}),
+    Signal.TRACES: ({1}, {2}, {2}),
+    Signal.METRICS: ({1}, {2}, {2}, _METRIC_KINDS, {1}),
+}
+"""Field numbers that lead from a request to its records: resources, scopes, then records, or metrics, their kind and its data points."""
+
+
+def split(batch: Batch, max_records: int) -> list[Batch]:
+    """This batch in pieces of at most so many records, in order; itself where it is small enough.
+
+    A piece's id follows from the batch's (`id#0`, `id#1`, ...), so that sending the batch again gives the same pieces. The origins go with
+    the last piece: they are durable when all pieces are, and pieces are sent in order. Raises DecodeError.
+    """
+    if batch.count <= max_records:
+        return [batch]
+    payload = batch.payload
+    cut = list(_cut(payload, 0, len(payload), _CHILDREN[batch.signal], max_records, max_records))
+    last = len(cut) - 1
+    return [
+        Batch(batch.signal, piece, count, f"{batch.id}#{number}", batch.peer, batch.origins if number == last else ())
+        for number, (piece, count) in enumerate(cut)
+    ]
+
+
+def _cut(payload: bytes, position: int, end: int, levels: Sequence[Set[int]], room: int, size: int) -> Iterator[tuple[bytes, int]]:
+    """The message in [position, end) in pieces: `room` records in the first one, `size` in the others, fewer in the last.
+
+    Each piece repeats what is not on the way to the records: the resource, the scope, a metric's name and temporality.
+    """
+    head: list[bytes] = []
+    children: list[tuple[int, int, int]] = []
+    while position < end:
+        start = position
+        tag, position = _varint(payload, position)
+        if tag & 7 == 2:
+            length, body = _varint(payload, position)
+            position = body + length
+        else:
+            body, position = 0, _skip(payload, position, tag)
+        if position > end:
+            raise DecodeError(f"field at byte {start} runs past the end of its message")
+        if body and tag >> 3 in levels[0]:
+            children.append((start, body, position))
+        else:
+            head.append(payload[start:position])
+    out, held = list(head), 0
+    for start, body, stop in children:
+        if held == room:
+            yield b"".join(out), held
+            out, held, room = list(head), 0, size
+        if len(levels) == 1:
+            out.append(payload[start:stop])
+            held += 1
+            continue
+        for number, (piece, count) in enumerate(_cut(payload, body, stop, levels[1:], room - held, size)):
+            if number:  # the one before filled the room that was left
+                yield b"".join(out), held
+                out, held, room = list(head), 0, size
+            tag, _ = _varint(payload, start)
+            out += (varint(tag), varint(len(piece)), piece)
+            held += count
+    if held:
+        yield b"".join(out), held
 
 
 def derived_id(*ids: str) -> str:

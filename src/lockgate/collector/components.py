@@ -17,10 +17,13 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {
         "filelog": "filelog:FilelogReceiver",
         "otlp": "otlp:OtlpReceiver",
+        "sumologic": "sumologic:SumologicReceiver",
     },
     Kind.PROCESSOR: {
         "attributes": "attributes:AttributesProcessor",
         "batch": "batch:BatchProcessor",
+        "filter": "filter:FilterProcessor",
+        "groupbyattrs": "groupbyattrs:GroupByAttrsProcessor",
         "k8sattributes": "k8sattributes:K8sAttributesProcessor",
         "memory_limiter": "memory_limiter:MemoryLimiterProcessor",
         "resource": "resource:ResourceProcessor",
@@ -33,6 +36,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "debug": "debug:DebugExporter",
         "otlp": "otlp:OtlpExporter",
         "otlphttp": "otlphttp:OtlpHttpExporter",
+        "store": "store:StoreExporter",
         "sumologic": "sumologic:SumologicExporter",
     },
     Kind.EXTENSION: {
@@ -40,6 +44,10 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "bearertokenauth": "bearertokenauth:BearerTokenAuthExtension",
         "file_storage": "file_storage:FileStorageExtension",
         "health_check": "health_check:HealthCheckExtension",
+        "memory_ballast": "memory_ballast:MemoryBallastExtension",
+        "pprof": "pprof:PprofExtension",
+        "query": "query:QueryExtension",
+        "sample_cluster": "sample_cluster:SampleClusterExtension",
     },
 }
 
@@ -75,6 +83,13 @@ def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     if not (isinstance(found, type) and issubclass(found, Component) and found.kind is kind):
         raise UnusableComponent(f"{target} is no {kind.singular}: subclass lockgate.pipeline.contract.{kind.singular.title()}")
     return found
+
+
+def summary(kind: Kind, type_name: str) -> str:
+    """What a component does: the first sentence of its module. Raises UnusableComponent."""
+    find(kind, type_name)
+    module = known(kind)[type_name].partition(":")[0]
+    return " ".join((importlib.import_module(module).__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 def all_types() -> Iterator[tuple[Kind, str]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lockgate.collector.components import UnusableComponent, all_types, find
+from lockgate.collector.components import UnusableComponent, all_types, find, summary
 from lockgate.collector.config import Configuration
 from lockgate.kit.settings import Secret, nearest
 from lockgate.kit.units import format_duration, parse_duration, parse_size
@@ -43,7 +43,7 @@ def component_list() -> str:
             continue
         assert found is not None
         signals = " ".join(sorted(found.signals)) if kind is not Kind.EXTENSION else ""
-        rows.append((kind.singular, type_name, signals, _first_line(found)))
+        rows.append((kind.singular, type_name, signals, summary(kind, type_name)))
     return _columns(rows)
 
 
@@ -58,7 +58,7 @@ def component_reference(name: str) -> str:
 
 
 def _reference(kind: Kind, component: type[Component[Any]]) -> str:
-    lines = [f"{kind.singular} {component.type_name}: {_first_line(component)}"]
+    lines = [f"{kind.singular} {component.type_name}: {summary(kind, component.type_name)}"]
     if kind is not Kind.EXTENSION:
         lines.append(f"signals: {', '.join(sorted(component.signals))}")
     keys = list(_keys(component.settings_type, ""))
@@ -129,10 +129,6 @@ def _default_text(field: FieldInfo) -> str:
     if _type_text(field) == "duration":
         return f" = {format_duration(default)}"
     return f" = {json.dumps(default, default=str, ensure_ascii=False)}"
-
-
-def _first_line(component: type[Component[Any]]) -> str:
-    return (component.__doc__ or "").strip().partition("\n")[0]
 
 
 def _what(need: Need) -> str:

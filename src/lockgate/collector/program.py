@@ -21,7 +21,8 @@ from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
-from lockgate.pipeline.graph import fan_out, running
+from lockgate.pipeline.fan_out import fan_out
+from lockgate.pipeline.graph import running
 
 log = logging.getLogger("lockgate.service")
 
@@ -42,22 +43,24 @@ class Program:
 
     def _make(self, configured: Configured, pipeline: Pipeline | None = None) -> Component[Any]:
         key = configured.key + (f"@{pipeline.id}" if pipeline else "")
-        status = Status(self.clock)
-        context = Context(
-            configured.id,
-            configured.kind,
+        context = self._context(configured.id, configured.kind, key, pipeline)
+        component = configured.component(configured.settings, context)
+        self.host.add(key, context.status, component)
+        self.components.append(component)
+        return component
+
+    def _context(self, id: str, kind: Kind, key: str, pipeline: Pipeline | None = None) -> Context:
+        return Context(
+            id,
+            kind,
             self.host,
             logging.getLogger(f"lockgate.{key}"),
             self.metrics,
             self.clock,
-            status,
+            Status(self.clock),
             pipeline.signal if pipeline else None,
             pipeline.id if pipeline else "",
         )
-        component = configured.component(configured.settings, context)
-        self.host.add(key, status, component)
-        self.components.append(component)
-        return component
 
     def _build(self) -> None:
         used = self.configuration.used()
@@ -107,7 +110,7 @@ class Program:
         async with AsyncExitStack() as stack:
             stack.callback(self.host.close)
             if (prometheus := service.telemetry.metrics.prometheus()) is not None:
-                await stack.enter_async_context(MetricsServer(prometheus, self.metrics))
+                await stack.enter_async_context(MetricsServer(prometheus, self._context("telemetry", Kind.EXTENSION, "service/telemetry")))
             await stack.enter_async_context(running(self.components, service.shutdown_timeout))
             self._process_metrics()
             log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
@@ -140,7 +143,8 @@ def run(configuration: Configuration) -> int:
     except Exception as error:
         for leaf in _leaves(error):
             # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
-            log.error("ended: %s", str(leaf) or repr(leaf), exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
+            text = "; ".join((*getattr(leaf, "__notes__", ()), str(leaf) or repr(leaf)))
+            log.error("ended: %s", text, exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
         return 1
     return 0
 

@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from lockgate.collector.config import LogSettings, PrometheusSettings
-from lockgate.kit.metrics import Metrics
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
+from lockgate.pipeline.contract import Context
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _NAMES = {logging.WARNING: "warn", logging.CRITICAL: "error"}
@@ -50,34 +51,22 @@ def set_up_logging(settings: LogSettings, resource: dict[str, str]) -> None:
 class MetricsServer:
     """Serves the metrics at /metrics; `async with` holds it open."""
 
-    def __init__(self, settings: PrometheusSettings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
-        self.port = settings.port
-        self._runner: web.AppRunner | None = None
+    def __init__(self, settings: PrometheusSettings, context: Context) -> None:
+        self.settings, self.context = settings, context
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.server = HttpServer(HttpServerSettings(endpoint=f"{host}:{settings.port}"), context, self._answer)
 
     async def __aenter__(self) -> MetricsServer:
-        app = web.Application()
-        app.router.add_get("/metrics", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, keepalive_timeout=60)
-        await self._runner.setup()
-        try:
-            site = web.TCPSite(self._runner, self.settings.host or None, self.settings.port)
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            where = f"{self.settings.host}:{self.settings.port}"
-            raise OSError(
-                error.errno, f"cannot listen on {where} for own metrics: {error.strerror}; change service.telemetry.metrics.readers"
-            ) from error
-        self.port = self._runner.addresses[0][1]
+        await self.server.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self.server.stop(1.0)
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path != "/metrics":
+            raise HttpRefusal(404, f"nothing is at {request.path}; ask /metrics")
         settings = self.settings
         scope = None if settings.without_scope_info else "lockgate"
-        text = self.metrics.render(counter_suffix="" if settings.without_type_suffix else "_total", scope=scope)
+        text = self.context.metrics.render(counter_suffix="" if settings.without_type_suffix else "_total", scope=scope)
         return web.Response(text=text, content_type="text/plain", charset="utf-8", headers={"X-Content-Type-Options": "nosniff"})

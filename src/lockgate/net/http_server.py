@@ -106,6 +106,11 @@ class HttpServerSettings(ComponentSettings):
         return self
 
     @property
+    def purpose(self) -> str:
+        """What is served, for the table of needs."""
+        return "requests"
+
+    @property
     def body_limit(self) -> int:
         """Bytes that a body may have as it is sent."""
         return self.max_request_body_size or 20 << 20
@@ -117,7 +122,7 @@ class HttpServerSettings(ComponentSettings):
 
     def needs(self) -> Iterator[Need]:
         yield from super().needs()
-        yield Listen(*split_endpoint(self.endpoint), "HTTP requests" if self.tls is None else "HTTPS requests")
+        yield Listen(*split_endpoint(self.endpoint), f"{self.purpose} over {'HTTP' if self.tls is None else 'HTTPS'}")
 
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()
@@ -256,8 +261,8 @@ class HttpServer:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _inflate(self, raw: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity"):
-            return raw
+        if encoding in ("", "identity") or not raw:
+            return raw  # a body of no bytes holds nothing, however it is labelled
         limit = self.settings.inflated_limit
         try:
             if len(raw) <= OFFLOAD_BYTES // 4:
@@ -280,7 +285,7 @@ class HttpServer:
         if not request.content.is_eof() or not self.settings.keep_alives_enabled:
             # Whatever of the body is still to come would be read for nothing, or taken for the next request.
             response.force_close()
-        response.headers.update(self._headers)
+        response.headers.update({"Server": "lockgate"} | self._headers)
         self._add_cors(request, response)
         try:
             async with asyncio.timeout(self.settings.write_timeout or None):

@@ -8,16 +8,25 @@ import os
 import shutil
 import sys
 import time
-import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lockgate.sample.cri import ContainerLog
 
-Apply = Callable[[str, dict[str, Any]], None]
-"""(`apply` or `delete`, a Kubernetes object): how the node tells an API server."""
+
+class Cluster(Protocol):
+    """The API server as the node and its controllers use it."""
+
+    def create(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Creates the object, or finds it there; as stored, with its uid."""
+
+    def set_status(self, item: dict[str, Any], status: dict[str, Any]) -> None:
+        """Replaces the object's status."""
+
+    def delete(self, item: dict[str, Any]) -> None:
+        """Removes the object now, as a kubelet does when its pod has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +56,20 @@ class Pod:
     """One running pod with one container."""
 
     workload: Workload
-    name: str
-    owner: dict[str, Any]
+    stored: dict[str, Any]
+    """The object as the API server keeps it."""
     ip: str
-    uid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    started: str
     container_id: str = field(default_factory=lambda: os.urandom(32).hex())
     restarts: int = 0
-    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.stored["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.stored["metadata"]["uid"])
 
 
 class Node:
@@ -62,7 +78,7 @@ class Node:
     def __init__(
         self,
         log_root: Path,
-        apply: Apply,
+        cluster: Cluster,
         *,
         name: str = "sample-node",
         lines_per_second: float = 20,
@@ -72,7 +88,7 @@ class Node:
         environment: dict[str, str] | None = None,
         workloads: tuple[Workload, ...] = WORKLOADS,
     ) -> None:
-        self.log_root, self.apply, self.name, self.workloads = log_root, apply, name, workloads
+        self.log_root, self.cluster, self.name, self.workloads = log_root, cluster, name, workloads
         self.lines_per_second, self.environment = lines_per_second, environment or {}
         self.max_log_bytes, self.max_log_files, self.rotate_every_seconds = max_log_bytes, max_log_files, rotate_every_seconds
         self.pods: list[Pod] = []
@@ -85,24 +101,18 @@ class Node:
     async def __aenter__(self) -> Node:
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
-        now = _now()
-        self.apply(
-            "apply", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": {"kubernetes.io/hostname": self.name}}}
-        )
+        self.cluster.create(_object("v1", "Node", self.name, labels={"kubernetes.io/hostname": self.name}))
         for namespace in sorted({workload.namespace for workload in self.workloads}):
-            labels = {"kubernetes.io/metadata.name": namespace}
-            self.apply(
-                "apply",
-                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels, "creationTimestamp": now}},
-            )
+            self.cluster.create(_object("v1", "Namespace", namespace))
         for workload in self.workloads:
-            owner, suffix = self._controllers(workload)
+            owner, suffix, labels = self._controllers(workload)
             for index in range(workload.replicas):
-                name = f"{workload.name}{suffix}-{index}" if workload.kind == "StatefulSet" else f"{workload.name}{suffix}-{_letters(5)}"
-                pod = Pod(workload, name, owner, ip=f"10.244.0.{10 + len(self.pods)}")
-                pod.labels = {**workload.labels, **({"pod-template-hash": suffix[1:]} if workload.kind == "Deployment" else {})}
+                tail = str(index) if workload.kind == "StatefulSet" else _letters(5)
+                item = _object("v1", "Pod", f"{workload.name}{suffix}-{tail}", workload.namespace, labels, owner)
+                item["metadata"]["annotations"] = {"example.com/owner": workload.labels.get("team", "cluster")}
+                item["spec"] = {"nodeName": self.name, "containers": [{"name": workload.name, "image": _image(workload)}]}
+                pod = Pod(workload, self.cluster.create(item), f"10.244.0.{10 + len(self.pods)}", _now())
                 self.pods.append(pod)
-                self.apply("apply", self._pod_object(pod))
                 self._spawn(self._run(pod))
         self._spawn(self._kubelet())
         return self
@@ -115,25 +125,17 @@ class Node:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._running.append(self._tasks.create_task(work))
 
-    def _controllers(self, workload: Workload) -> tuple[dict[str, Any], str]:
-        """The owner reference of this workload's pods and their name's suffix; tells the API of the controllers on the way."""
-        uid = str(uuid.uuid4())
-        metadata = {"namespace": workload.namespace, "name": workload.name, "uid": uid, "labels": workload.labels}
-        self.apply("apply", {"apiVersion": "apps/v1", "kind": workload.kind, "metadata": metadata})
-        owner = {"apiVersion": "apps/v1", "kind": workload.kind, "name": workload.name, "uid": uid, "controller": True}
+    def _controllers(self, workload: Workload) -> tuple[dict[str, Any], str, dict[str, str]]:
+        """Creates this workload's controllers; its pods' owner reference, the suffix of their names, their labels."""
+        controller = self.cluster.create(_object("apps/v1", workload.kind, workload.name, workload.namespace, workload.labels))
+        owner = _owner(controller, workload.kind)
         if workload.kind != "Deployment":
-            return owner, ""
+            return owner, "", workload.labels
         template_hash = _letters(9)
-        replica_set = {"namespace": workload.namespace, "name": f"{workload.name}-{template_hash}", "uid": str(uuid.uuid4())}
-        self.apply(
-            "apply",
-            {
-                "apiVersion": "apps/v1",
-                "kind": "ReplicaSet",
-                "metadata": {**replica_set, "labels": workload.labels, "ownerReferences": [owner]},
-            },
-        )
-        return {**owner, "kind": "ReplicaSet", "name": replica_set["name"], "uid": replica_set["uid"]}, f"-{template_hash}"
+        labels = {**workload.labels, "pod-template-hash": template_hash}
+        name = f"{workload.name}-{template_hash}"
+        replica_set = self.cluster.create(_object("apps/v1", "ReplicaSet", name, workload.namespace, labels, owner))
+        return _owner(replica_set, "ReplicaSet"), f"-{template_hash}", labels
 
     async def _run(self, pod: Pod) -> None:
         directory = self.log_root / f"{pod.workload.namespace}_{pod.name}_{pod.uid}" / pod.workload.name
@@ -146,6 +148,7 @@ class Node:
         }
         try:
             while True:
+                self.cluster.set_status(pod.stored, _status(pod))
                 log = self.logs[pod.uid] = ContainerLog(directory, pod.restarts, self.max_log_bytes, self.max_log_files)
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -168,10 +171,9 @@ class Node:
                         await process.wait()
                     log.close()
                 pod.restarts += 1
-                self.apply("apply", self._pod_object(pod))
                 await asyncio.sleep(min(10, 2 ** min(pod.restarts, 5) / 4))  # a kubelet's CrashLoopBackOff, in miniature
         finally:
-            self.apply("delete", self._pod_object(pod))
+            self.cluster.delete(pod.stored)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory.parent)
 
@@ -182,42 +184,45 @@ class Node:
                 with contextlib.suppress(ValueError):  # closed since: its container has just ended
                     self.rotations += await asyncio.to_thread(log.rotate_if_needed)
 
-    def _pod_object(self, pod: Pod) -> dict[str, Any]:
-        started = _now()
-        status = {"running": {"startedAt": started}}
-        container = {"name": pod.workload.name, "image": f"registry.example/{pod.workload.name}:1.0"}
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "namespace": pod.workload.namespace,
-                "name": pod.name,
-                "uid": pod.uid,
-                "labels": pod.labels,
-                "annotations": {"example.com/owner": pod.workload.labels.get("team", "cluster")},
-                "ownerReferences": [pod.owner],
-                "creationTimestamp": started,
-            },
-            "spec": {"nodeName": self.name, "containers": [container]},
-            "status": {
-                "phase": "Running",
-                "podIP": pod.ip,
-                "podIPs": [{"ip": pod.ip}],
-                "hostIP": "10.0.0.1",
-                "startTime": started,
-                "containerStatuses": [
-                    {
-                        "name": pod.workload.name,
-                        "containerID": f"containerd://{pod.container_id}",
-                        "image": container["image"],
-                        "imageID": "",
-                        "ready": True,
-                        "restartCount": pod.restarts,
-                        "state": status,
-                    }
-                ],
-            },
-        }
+
+def _object(
+    api_version: str, kind: str, name: str, namespace: str = "", labels: dict[str, str] | None = None, owner: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "labels": labels or {}}
+    if namespace:
+        metadata["namespace"] = namespace
+    if owner:
+        metadata["ownerReferences"] = [owner]
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata}
+
+
+def _owner(stored: dict[str, Any], kind: str) -> dict[str, Any]:
+    metadata = stored["metadata"]
+    return {"apiVersion": "apps/v1", "kind": kind, "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+
+
+def _image(workload: Workload) -> str:
+    return f"registry.example/{workload.name}:1.0"
+
+
+def _status(pod: Pod) -> dict[str, Any]:
+    container = {
+        "name": pod.workload.name,
+        "containerID": f"containerd://{pod.container_id}",
+        "image": _image(pod.workload),
+        "imageID": "",
+        "ready": True,
+        "restartCount": pod.restarts,
+        "state": {"running": {"startedAt": _now()}},
+    }
+    return {
+        "phase": "Running",
+        "podIP": pod.ip,
+        "podIPs": [{"ip": pod.ip}],
+        "hostIP": "10.0.0.1",
+        "startTime": pod.started,
+        "containerStatuses": [container],
+    }
 
 
 async def _copy(source: asyncio.StreamReader, log: ContainerLog, stream: str) -> None:

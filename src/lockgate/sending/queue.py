@@ -98,6 +98,8 @@ class MemoryQueue:
             if entry in self._waiting:
                 self._waiting.remove(entry)
                 self._leave(entry)
+            else:
+                entry.settled.add_done_callback(lambda settled: settled.exception())  # nobody waits for it any more
             raise
 
     async def take(self) -> Entry:

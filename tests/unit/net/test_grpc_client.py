@@ -246,7 +246,7 @@ async def test_requests_under_way_finish_when_the_server_says_goaway() -> None:
         await asyncio.wait_for(started.wait(), 5)
         stopping = asyncio.ensure_future(server.stop(10))
         async with asyncio.timeout(5):
-            while ours._links:  # noqa: ASYNC110 - until the GOAWAY has come
+            while ours._links:
                 await asyncio.sleep(0.005)
         go.set()
         assert await call == b"done"

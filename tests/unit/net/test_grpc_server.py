@@ -453,7 +453,7 @@ async def test_a_message_may_come_in_frames_of_one_byte_and_empty_ones() -> None
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the server's counters tell nobody when they change
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -6,12 +6,11 @@ backend makes the program not ready, never dead: restarting it would only lose w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from aiohttp import web
 
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
 from lockgate.pipeline.contract import Context, Extension, component
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need
+from lockgate.pipeline.needs import ComponentSettings
 
 
 class ResponseBody(ComponentSettings):
@@ -23,19 +22,19 @@ class ResponseBody(ComponentSettings):
     """The body of a 503; as `/` answers only when alive, it is used for `/ready`."""
 
 
-class HealthCheckSettings(ComponentSettings):
+class HealthCheckSettings(HttpServerSettings):
     """Where health is told."""
 
     endpoint: str = "localhost:13133"
-    """host:port to listen on."""
+    """`host:port` to listen on; without a host, on every address."""
     path: str = "/"
     """The path of the liveness answer."""
     response_body: ResponseBody = ResponseBody()
     """What to answer instead of JSON."""
 
-    def needs(self) -> Iterator[Need]:
-        host, _, port = self.endpoint.rpartition(":")
-        yield Listen(host.strip("[]"), int(port), "health checks")
+    @property
+    def purpose(self) -> str:
+        return "health checks"
 
 
 @component("health_check", HealthCheckSettings)
@@ -44,50 +43,31 @@ class HealthCheckExtension(Extension[HealthCheckSettings]):
 
     def __init__(self, settings: HealthCheckSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self._runner: web.AppRunner | None = None
-        self._started = 0.0
+        self.server = HttpServer(settings, context, self._answer)
+        self._started = context.clock.monotonic()
 
     async def start(self) -> None:
-        app = web.Application()
-        app.router.add_get(self.settings.path, self._alive)
-        app.router.add_get("/ready", self._ready)
-        app.router.add_get("/status", self._status)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        self._started = self.context.clock.monotonic()
-        await self._runner.setup()
-        (listen,) = self.settings.needs()
-        assert isinstance(listen, Listen)
-        try:
-            await web.TCPSite(self._runner, listen.host or None, listen.port).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise OSError(error.errno, f"cannot listen on {self.settings.endpoint} for health checks: {error.strerror}") from error
+        await self.server.start()
 
     async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self.server.stop(1.0)
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it listens: host and port."""
-        assert self._runner is not None
-        host, port = self._runner.addresses[0][:2]
-        return host, port
-
-    async def _alive(self, _: web.Request) -> web.Response:
-        if self.settings.response_body.healthy:
-            return web.Response(text=self.settings.response_body.healthy)
-        return web.json_response({"status": "Server available", "uptime_seconds": self._uptime()})
-
-    async def _ready(self, _: web.Request) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD"):
+            raise HttpRefusal(405, "only GET and HEAD are answered here")
         blocked = self._blocked()
-        if blocked and self.settings.response_body.unhealthy:
-            return web.Response(text=self.settings.response_body.unhealthy, status=503)
-        return web.json_response({"ready": not blocked, "blocked": blocked}, status=503 if blocked else 200)
+        if request.path == self.settings.path:
+            return self._body(200, self.settings.response_body.healthy, {"status": "Server available", "uptime_seconds": self._uptime()})
+        if request.path == "/ready":
+            text = self.settings.response_body.unhealthy if blocked else ""
+            return self._body(503 if blocked else 200, text, {"ready": not blocked, "blocked": blocked})
+        if request.path == "/status":
+            components = {key: {"running": it.running, "custody": it.custody.value} for key, it in self.context.host.components.items()}
+            return web.json_response({"uptime_seconds": self._uptime(), "blocked": blocked, "components": components})
+        raise HttpRefusal(404, f"nothing is at {request.path}; ask {self.settings.path}, /ready or /status")
 
-    async def _status(self, _: web.Request) -> web.Response:
-        components = {key: {"running": it.running, "custody": it.custody.value} for key, it in self.context.host.components.items()}
-        return web.json_response({"uptime_seconds": self._uptime(), "blocked": self._blocked(), "components": components})
+    def _body(self, status: int, text: str, document: dict[str, object]) -> web.Response:
+        return web.Response(status=status, text=text) if text else web.json_response(document, status=status)
 
     def _uptime(self) -> float:
         return round(self.context.clock.monotonic() - self._started, 3)

@@ -87,7 +87,7 @@ EMITTERS: list[tuple[Signal, Emit]] = [(Signal.LOGS, emit_logs), (Signal.TRACES,
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*LoggingHandler.*")
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "gzip"])
 @pytest.mark.parametrize(("signal", "emit"), EMITTERS, ids=lambda value: str(value) if isinstance(value, Signal) else "")
-async def test_the_sdks_exporters_are_heard(signal: Signal, emit: Emit, compression: Any) -> None:
+async def test_the_sdks_exporters_are_heard(signal: Signal, emit: Callable[..., None], compression: Any) -> None:
     async with receiving() as (sink, receiver):
         endpoint = f"127.0.0.1:{port(receiver)}"
         await asyncio.to_thread(emit, endpoint=endpoint, insecure=True, compression=compression, timeout=10)

@@ -8,10 +8,10 @@ from typing import Any
 from grpclib.const import Status
 
 from lockgate.batch import Signal
-from lockgate.components.receivers.otlp.intake import Intake
 from lockgate.components.receivers.otlp.settings import OtlpGrpcSettings
 from lockgate.net.grpc import GrpcError
 from lockgate.net.grpc_server import Call, GrpcServer, unary
+from lockgate.net.intake import Intake
 from lockgate.net.otlp_grpc import ID_METADATA, METHODS
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent

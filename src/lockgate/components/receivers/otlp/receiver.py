@@ -6,9 +6,9 @@ from contextlib import AsyncExitStack
 
 from lockgate.batch import Batch
 from lockgate.components.receivers.otlp.grpc import OtlpGrpc
-from lockgate.components.receivers.otlp.http import OtlpHttp
-from lockgate.components.receivers.otlp.intake import Intake
 from lockgate.components.receivers.otlp.settings import OtlpReceiverSettings
+from lockgate.net.intake import Intake
+from lockgate.net.otlp_http import OtlpHttp
 from lockgate.pipeline.contract import Context, Receiver, component
 
 
@@ -20,7 +20,7 @@ class OtlpReceiver(Receiver[OtlpReceiverSettings]):
         super().__init__(settings, context)
         intake = Intake(self, self._count_refused, settings.ack_timeout)
         protocols = settings.protocols
-        self.http = OtlpHttp(protocols.http, context, intake) if protocols.http else None
+        self.http = OtlpHttp(protocols.http, protocols.http.paths(), context, intake) if protocols.http else None
         self.grpc = OtlpGrpc(protocols.grpc, context, intake) if protocols.grpc else None
         self._transports = AsyncExitStack()
 

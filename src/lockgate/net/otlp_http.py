@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from google.rpc.status_pb2 import Status
 
-from lockgate.batch import Signal
-from lockgate.components.receivers.otlp.intake import Intake
-from lockgate.components.receivers.otlp.settings import OtlpHttpSettings
+from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
-from lockgate.net.http_server import HttpRefusal, HttpServer
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
+from lockgate.net.intake import Intake
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError
@@ -25,26 +25,27 @@ _CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 3, 415: 3, 503:
 
 
 class OtlpHttp:
-    """Serves OTLP/HTTP."""
+    """Serves OTLP/HTTP at these paths. A receiver with paths of another protocol beside them overrides `serve`."""
 
-    def __init__(self, settings: OtlpHttpSettings, context: Context, intake: Intake) -> None:
-        self._paths, self._context, self._intake = settings.paths(), context, intake
-        self._server = HttpServer(settings, context, self._serve)
+    def __init__(self, settings: HttpServerSettings, paths: Mapping[str, Signal], context: Context, intake: Intake) -> None:
+        self.paths, self.context, self.intake = paths, context, intake
+        self.server = HttpServer(settings, context, self.serve)
         self._sometimes = Sometimes(context.clock)
 
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        return self._server.port
+        return self.server.port
 
     async def __aenter__(self) -> OtlpHttp:
-        await self._server.start()
+        await self.server.start()
         return self
 
     async def __aexit__(self, *_: Any) -> None:
-        await self._server.stop()
+        await self.server.stop()
 
-    async def _serve(self, request: web.BaseRequest) -> web.Response:
+    async def serve(self, request: web.BaseRequest) -> web.Response:
+        """The answer to one request."""
         content_type = request.content_type
         try:
             await self._take(request, content_type)
@@ -57,36 +58,44 @@ class OtlpHttp:
         return web.Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
 
     async def _take(self, request: web.BaseRequest, content_type: str) -> None:
-        signal = self._paths.get(request.path)
+        signal = self.signal(request.path)
         if signal is None:
-            raise HttpRefusal(404, f"nothing is served at this path; served: {', '.join(self._paths)}")
-        if not self._intake.serves(signal):
-            raise HttpRefusal(404, f"no pipeline takes {signal} from {self._context.id}")
+            raise HttpRefusal(404, f"nothing is served at this path; served: {', '.join(self.paths)}")
+        if not self.intake.serves(signal):
+            raise HttpRefusal(404, f"no pipeline takes {signal} from {self.context.id}")
         if request.method != "POST":
             raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
-        async with self._server.body(request) as body:
-            await self._intake.take(
+        async with self.server.body(request) as body:
+            await self.intake.take(
                 signal,
                 body,
-                peer=_address(request.remote),
+                peer=client_address(request.remote),
                 transport="http",
                 batch_id=request.headers.get(ID_HEADER, ""),
                 decode=_decode_json if content_type == JSON else None,
             )
 
-    def _refused(self, request: web.BaseRequest, content_type: str, refusal: HttpRefusal) -> web.Response:
-        self._context.metrics.counter(
+    def signal(self, path: str) -> Signal | None:
+        """The signal behind this path."""
+        return self.paths.get(path)
+
+    def note_refused(self, request: web.BaseRequest, refusal: HttpRefusal) -> None:
+        """Counts a refused request, and logs it now and then."""
+        self.context.metrics.counter(
             "lockgate_receiver_refused_requests",
             "requests answered with an error, by status",
-            receiver=self._context.id,
+            receiver=self.context.id,
             transport="http",
             status=str(refusal.status),
         ).add()
         if refusal.status < 500 and (kept_back := self._sometimes.now((refusal.status, refusal.reason))) is not None:
             more = f" ({kept_back} more like this were not logged)" if kept_back else ""
-            self._context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
+            self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
+
+    def _refused(self, request: web.BaseRequest, content_type: str, refusal: HttpRefusal) -> web.Response:
+        self.note_refused(request, refusal)
         headers = refusal.headers | ({"Allow": "POST"} if refusal.status == 405 else {})
         code = _CODES.get(refusal.status, 2)
         if content_type == JSON:
@@ -100,9 +109,10 @@ class OtlpHttp:
 def _decode_json(body: bytes, signal: Signal) -> bytes:
     from lockgate.wire import otlp_json
 
-    return otlp_json.decode(body, list(Signal).index(signal))
+    return otlp_json.decode(body, message_type(signal))
 
 
-def _address(remote: str | None) -> str:
+def client_address(remote: str | None) -> str:
+    """The client as a batch's `peer`."""
     # An IPv4 client of a dual-stack socket; pods are known by the plain address.
     return (remote or "").removeprefix("::ffff:")

@@ -1,0 +1,160 @@
+"""Drop records by their properties: what `include` does not match, and what `exclude` matches.
+
+Behaviour: the contrib collector's `filterprocessor`. Conditions in OTTL are not there yet, and are refused as such.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from lockgate.attributes.matching import AttributeMatch, MatchProperties, MatchType, SeverityMatch, selection
+from lockgate.attributes.records import keep
+from lockgate.kit.settings import Settings
+from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
+
+
+class _NoOttl:
+    """Says what an OTTL condition is where one is written, instead of `unknown key`."""
+
+    OTTL: ClassVar[frozenset[str]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_ottl(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (written := sorted(key for key in cls.OTTL if value.get(key))):
+            raise ValueError(f"{', '.join(written)}: OTTL conditions are not supported yet; write include or exclude")
+        return value
+
+
+class LogProperties(Settings):
+    """What a log record must look like; all given properties must hold."""
+
+    match_type: MatchType
+    """`strict` compares, `regexp` searches with regular expressions (RE2)."""
+    resource_attributes: list[AttributeMatch] = []
+    """Attributes of the resource; all must match."""
+    record_attributes: list[AttributeMatch] = []
+    """Attributes of the record; all must match."""
+    severity_texts: list[str] = []
+    """Severity texts, of which one must match."""
+    severity_number: SeverityMatch | None = None
+    """Severities from a lowest one upwards."""
+    bodies: list[str] = []
+    """Bodies as text, of which one must match."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.properties()
+        return self
+
+    def properties(self) -> MatchProperties | None:
+        """The same in the words of the other processors; None where no property is given, which is no condition."""
+        given = {
+            "resources": self.resource_attributes,
+            "attributes": self.record_attributes,
+            "log_severity_texts": self.severity_texts,
+            "log_severity_number": self.severity_number,
+            "log_bodies": self.bodies,
+        }
+        return MatchProperties.model_validate({"match_type": self.match_type, **given}) if any(given.values()) else None
+
+
+class MetricProperties(Settings):
+    """What a metric must look like; all given properties must hold. (`expr` is refused.)"""
+
+    match_type: MatchType
+    """`strict` compares, `regexp` searches with regular expressions (RE2)."""
+    metric_names: list[str] = []
+    """Names, of which one must match."""
+    resource_attributes: list[AttributeMatch] = []
+    """Attributes of the resource; all must match."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.properties()
+        return self
+
+    def properties(self) -> MatchProperties | None:
+        """As LogProperties.properties."""
+        given = {"metric_names": self.metric_names, "resources": self.resource_attributes}
+        return MatchProperties.model_validate({"match_type": self.match_type, **given}) if any(given.values()) else None
+
+
+class LogFilters(_NoOttl, Settings):
+    """Which log records stay."""
+
+    OTTL: ClassVar[frozenset[str]] = frozenset({"resource", "log_record"})
+
+    include: LogProperties | None = None
+    """Only records that match stay."""
+    exclude: LogProperties | None = None
+    """Of these, records that match go."""
+
+
+class MetricFilters(_NoOttl, Settings):
+    """Which metrics stay."""
+
+    OTTL: ClassVar[frozenset[str]] = frozenset({"resource", "metric", "datapoint"})
+
+    include: MetricProperties | None = None
+    """Only metrics that match stay."""
+    exclude: MetricProperties | None = None
+    """Of these, metrics that match go."""
+
+
+class SpanFilters(Settings):
+    """Which spans stay."""
+
+    include: MatchProperties | None = None
+    """Only spans that match stay."""
+    exclude: MatchProperties | None = None
+    """Of these, spans that match go."""
+
+
+class FilterSettings(_NoOttl, ComponentSettings):
+    """Conditions by signal; those of other signals than the pipeline's have no effect."""
+
+    OTTL: ClassVar[frozenset[str]] = frozenset({"traces", "log_conditions", "metric_conditions", "trace_conditions"})
+
+    error_mode: Literal["propagate", "ignore", "silent"] = "propagate"
+    """What to do when a condition fails to evaluate; include and exclude cannot fail."""
+    logs: LogFilters = LogFilters()
+    """For pipelines of logs."""
+    metrics: MetricFilters = MetricFilters()
+    """For pipelines of metrics."""
+    spans: SpanFilters = SpanFilters()
+    """For pipelines of traces."""
+
+
+@component("filter", FilterSettings)
+class FilterProcessor(Processor[FilterSettings]):
+    """Counts what it drops; resources and scopes that lose all their records go too."""
+
+    def __init__(self, settings: FilterSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        signal = context.signal or Signal.LOGS
+        include: MatchProperties | None
+        exclude: MatchProperties | None
+        if signal is Signal.TRACES:
+            include, exclude = settings.spans.include, settings.spans.exclude
+        else:
+            chosen = settings.logs if signal is Signal.LOGS else settings.metrics
+            include = chosen.include.properties() if chosen.include else None
+            exclude = chosen.exclude.properties() if chosen.exclude else None
+        self._selects = selection(include, exclude, signal)
+        counted = {Signal.LOGS: "logs", Signal.METRICS: "datapoints", Signal.TRACES: "spans"}[signal]
+        self._filtered = context.metrics.counter(
+            f"otelcol_processor_filter_{counted}_filtered", f"{counted} dropped by this processor", filter=context.id
+        )
+
+    def process(self, batch: Batch) -> Batch:
+        if self._selects is None:
+            return batch
+        request = batch.copy_message()
+        left = keep(batch.signal, request, self._selects)
+        if left == batch.count:
+            return batch
+        self._filtered.add(batch.count - left)
+        return batch.with_message(request, left)

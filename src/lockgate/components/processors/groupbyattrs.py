@@ -1,0 +1,107 @@
+"""Move record attributes to the resource, and gather the records that then share one.
+
+Behaviour: the contrib collector's `groupbyattrsprocessor`: an attribute of the record overwrites the resource's; records whose resources
+and scopes (name and version) are then equal stand together, in the order of first arrival. Without keys it only gathers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lockgate.attributes.records import data_points, groups, records, resources, scopes
+from lockgate.attributes.values import find, put, remove
+from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
+
+
+class GroupByAttrsSettings(ComponentSettings):
+    """Which attributes describe the sender rather than the record."""
+
+    keys: list[str] = []
+    """Keys of the record attributes (of metrics: of each data point) to move; a record without any of them keeps its resource."""
+
+
+@component("groupbyattrs", GroupByAttrsSettings)
+class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
+    """Keeps the number of records, not their order across resources."""
+
+    def __init__(self, settings: GroupByAttrsSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._keys = list(dict.fromkeys(settings.keys))
+
+    def process(self, batch: Batch) -> Batch:
+        request = batch.copy_message()
+        regrouped = type(request)()
+        homes = _Homes(batch.signal, regrouped)
+        for entry, scope, held in groups(batch.signal, request):
+            for record in held:
+                if batch.signal is not Signal.METRICS:
+                    homes.of(entry, scope, self._take(record.attributes)).append(record)
+                    continue
+                for point in data_points(record):
+                    homes.of_metric(entry, scope, record, self._take(point.attributes)).append(point)
+        return batch.with_message(regrouped, batch.count)
+
+    def _take(self, attributes: Any) -> list[tuple[str, bytes]]:
+        """The attributes to group by, as (key, encoded value), removed from the record's."""
+        taken = [(key, value.SerializeToString()) for key in self._keys if (value := find(attributes, key)) is not None]
+        if taken:
+            remove(attributes, {key for key, _ in taken}.__contains__)
+        return taken
+
+
+class _Homes:
+    """Where records go: found by what the resource will be and by the scope's name and version."""
+
+    def __init__(self, signal: Signal, request: Any) -> None:
+        self._signal, self._request = signal, request
+        self._known: dict[Any, Any] = {}
+        self._seen: dict[Any, Any] = {}
+
+    def of(self, entry: Any, scope: Any, taken: list[tuple[str, bytes]]) -> Any:
+        """The repeated records of the group that this combination belongs to."""
+        # The messages themselves are part of the key, so that they outlive it and an id is never another's.
+        key = (id(entry), id(scope), *taken)
+        if key not in self._seen:
+            self._seen[key] = (self._find(entry, scope, taken), entry, scope)
+        return self._seen[key][0]
+
+    def of_metric(self, entry: Any, scope: Any, metric: Any, taken: list[tuple[str, bytes]]) -> Any:
+        """The repeated data points of the metric of this name and kind in that group."""
+        held = self.of(entry, scope, taken)
+        kind = metric.WhichOneof("data")
+        data = getattr(metric, kind)
+        shape = (
+            id(held),
+            metric.name,
+            metric.unit,
+            kind,
+            getattr(data, "aggregation_temporality", 0),
+            getattr(data, "is_monotonic", False),
+        )
+        if shape not in self._known:
+            home = held.add(name=metric.name, description=metric.description, unit=metric.unit)
+            home.metadata.extend(metric.metadata)
+            inner = getattr(home, kind)
+            inner.SetInParent()
+            for name in ("aggregation_temporality", "is_monotonic"):
+                if hasattr(data, name):
+                    setattr(inner, name, getattr(data, name))
+            self._known[shape] = (inner.data_points, held)
+        return self._known[shape][0]
+
+    def _find(self, entry: Any, scope: Any, taken: list[tuple[str, bytes]]) -> Any:
+        resource = type(entry.resource)()
+        resource.CopyFrom(entry.resource)
+        for key, value in taken:
+            put(resource.attributes, key).ParseFromString(value)
+        identity = frozenset((attribute.key, attribute.value.SerializeToString()) for attribute in resource.attributes)
+        home = self._known.get(identity)
+        if home is None:
+            home = self._known[identity] = resources(self._signal, self._request).add(schema_url=entry.schema_url)
+            home.resource.CopyFrom(resource)
+        place = (identity, scope.scope.name, scope.scope.version)
+        inner = self._known.get(place)
+        if inner is None:
+            inner = self._known[place] = scopes(self._signal, home).add(schema_url=scope.schema_url)
+            inner.scope.CopyFrom(scope.scope)
+        return records(self._signal, inner)

@@ -1,0 +1,396 @@
+"""Finds the pod behind each resource and appends what is known of it.
+
+A resource that came before costs a look-up: the result of an edit is kept under the raw bytes (and the peer, where that decides), together
+with every look-up in the caches that led to it. The caches replace an object only when something that matters has changed, so the result
+holds for as long as each look-up still gives the very same object, "not found" included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import itertools
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from lockgate.attributes.values import text
+from lockgate.components.processors.k8sattributes.extraction import Attributes, Extractor, Value, owner_of
+from lockgate.components.processors.k8sattributes.settings import IP_ATTRIBUTES, Association, K8sAttributesSettings
+from lockgate.kit import regex
+from lockgate.kit.sometimes import Sometimes
+from lockgate.kube.cache import Cache, MetaCache, Owner, Pod, PodCache, PodIndex, cache_key
+from lockgate.kube.client import Client
+from lockgate.pipeline.contract import Batch, Context, Processor, component
+from lockgate.wire.protobuf import any_value, delimited
+
+MAX_EDIT_BYTES = 32 << 20
+"""Raw and edited bytes kept: some 15,000 resources with many labels."""
+_ENTRY_BYTES = 600
+"""What an entry costs beside its bytes: keys, tuples, a dict's slot."""
+
+Look = Callable[[Any], Any]
+LookUp = tuple[Look, Hashable, Any]
+"""A look-up that led to a result: the function, what it was given, what it gave."""
+Find = Callable[[Mapping[str, AnyValue], str], tuple[Look, Hashable, str] | None]
+"""(attributes, peer) -> how to find the pod, and the connection's IP where that was used; None where this way is not open."""
+
+
+class _Edit:
+    """One result, and what it hangs on."""
+
+    __slots__ = ("look_ups", "result", "size")
+
+    def __init__(self, result: bytes, look_ups: tuple[LookUp, ...], size: int) -> None:
+        self.result, self.look_ups, self.size = result, look_ups, size
+
+
+@component("k8sattributes", K8sAttributesSettings, aliases=("k8s_attributes",))
+class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
+    """Keeps order and counts; a batch in, a batch out."""
+
+    def __init__(self, settings: K8sAttributesSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._extractor = Extractor(settings)
+        self._excluded = [regex.compile(pod.name) for pod in settings.exclude.pods]
+        self._uses_peer = not settings.pod_association or any(
+            source.from_ == "connection" for association in settings.pod_association for source in association.sources
+        )
+        self._sets_ip = settings.passthrough or "k8s.pod.ip" in settings.extract.metadata
+        self._stack = AsyncExitStack()
+        self._pods: PodCache | None = None
+        self._metas: dict[str, MetaCache] = {}
+        self._finds: list[Find] = []
+        self._edits: dict[tuple[str, bytes], _Edit] = {}
+        self._edit_bytes = 0
+        self._sometimes = Sometimes(context.clock)
+        self._misses = context.metrics.counter(
+            "otelcol_otelsvc_k8s_ip_lookup_miss", "look-ups of a pod that found none", processor=context.id
+        )
+
+    async def start(self) -> None:
+        if self.settings.passthrough:
+            self._finds = [_passthrough] if not self.settings.pod_association else self._compile_finds(None)
+            return
+        await self._stack.__aenter__()
+        try:
+            await self._follow()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+
+    async def _follow(self) -> None:
+        access = self.settings.access()
+        host, context = self.context.host, self.context
+        client = await self._stack.enter_async_context(
+            host.shared(("kubernetes client", access), lambda: Client(access, self._undecodable))
+        )
+        caches: list[Cache[Any]] = []
+        labels, annotations = self._extractor.keeps()
+        for name, (query, _) in self.settings.queries(self._node()).items():
+            make: Callable[[], Cache[Any]]
+            if name == "pod":
+                key = cache_key(client, query, labels=labels, annotations=annotations)
+                make = functools.partial(
+                    PodCache, client, query, context.clock, self.log, context.metrics, keep_labels=labels, keep_annotations=annotations
+                )
+            else:
+                key = cache_key(client, query)
+                make = functools.partial(MetaCache, client, query, context.clock, self.log, context.metrics)
+            cache: Cache[Any] = await self._stack.enter_async_context(host.shared(key, make))
+            self._stack.callback(cache.report_to(context.status))
+            caches.append(cache)
+            if isinstance(cache, PodCache):
+                self._pods = cache
+            elif isinstance(cache, MetaCache):
+                self._metas[name] = cache
+        self._finds = self._compile_finds(self._pods)
+        if self.settings.wait_for_metadata:
+            await self._wait(caches)
+
+    async def _wait(self, caches: list[Cache[Any]]) -> None:
+        async def all_synced() -> None:
+            for cache in caches:
+                await cache.synced.wait()
+
+        limit = self.settings.wait_for_metadata_timeout
+        waiting = asyncio.ensure_future(all_synced())
+        timer = asyncio.ensure_future(self.context.clock.sleep(limit))
+        try:
+            await asyncio.wait((waiting, timer), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            if not waiting.done():
+                waiting.cancel()
+        if waiting.done() and not waiting.cancelled():
+            return
+        missing = ", ".join(cache.query.resource.qualified for cache in caches if not cache.synced.is_set())
+        reason = f"waits for Kubernetes metadata ({missing}); until then telemetry goes on without it"
+        self.log.warning("no complete Kubernetes metadata after %g s, going on without: %s not known yet", limit, missing)
+        self.context.status.block(reason, "metadata")
+        self.spawn(self._unblock(all_synced), "wait for metadata")
+
+    async def _unblock(self, synced: Callable[[], Any]) -> None:
+        await synced()
+        self.context.status.clear("metadata")
+        self.log.info("Kubernetes metadata is complete")
+
+    def _node(self) -> str | None:
+        name = self.settings.filter.node_from_env_var
+        if not name:
+            return None
+        if not os.environ.get(name):
+            # An empty filter would follow the pods of the whole cluster from every node.
+            raise ValueError(f"filter.node_from_env_var: {name} is not set; set it from spec.nodeName with the downward API")
+        return os.environ[name]
+
+    def _undecodable(self, why: str) -> None:
+        if (kept_back := self._sometimes.now(why)) is not None:
+            self.log.warning("%s (%d more of these were not logged)", why, kept_back)
+
+    def process(self, batch: Batch) -> Batch:
+        return batch.map_resources(functools.partial(self._edit, batch.peer if self._uses_peer else ""))
+
+    def _edit(self, peer: str, raw: bytes) -> bytes:
+        known = self._edits.get((peer, raw))
+        if known is not None:
+            for look, key, seen in known.look_ups:
+                if look(key) is not seen:
+                    break
+            else:
+                return known.result
+            del self._edits[peer, raw]
+            self._edit_bytes -= known.size
+        trail: list[LookUp] = []
+        result = self._edited(raw, peer, trail)
+        size = len(raw) + len(result) + _ENTRY_BYTES
+        while self._edit_bytes + size > MAX_EDIT_BYTES and self._edits:
+            oldest = next(iter(self._edits))
+            self._edit_bytes -= self._edits.pop(oldest).size
+        if size <= MAX_EDIT_BYTES:
+            self._edits[peer, raw] = _Edit(result, tuple(trail), size)
+            self._edit_bytes += size
+        return result
+
+    def _edited(self, raw: bytes, peer: str, trail: list[LookUp]) -> bytes:
+        def ask(look: Look, key: Hashable) -> Any:
+            found = look(key)
+            trail.append((look, key, found))
+            return found
+
+        resource = Resource.FromString(raw)
+        present = _Present(resource)
+        pod: Pod | None = None
+        found = next((way for find in self._finds if (way := find(present.values, peer)) is not None), None)
+        if found is not None:
+            look, key, connection = found
+            if connection and self._sets_ip:
+                present.offer({"k8s.pod.ip": connection})
+            if self.settings.passthrough:
+                return present.encode(raw)
+            pod = ask(look, key)
+            if pod is None:
+                self._misses.add()
+            elif pod.ignored or any(name.search(pod.name) for name in self._excluded):
+                pod = None
+        if self.settings.passthrough:
+            return raw
+        deployment = self._deployment(pod, ask) if pod else None
+        if pod is not None:
+            system = ask(self._metas["namespace"].by_name, "kube-system") if "k8s.cluster.uid" in self._extractor.wanted else None
+            present.offer(self._extractor.of_pod(pod, deployment, self._cron_job(pod, ask), system.uid if system else ""))
+            count = present.number("k8s.container.restart_count")
+            present.offer(self._extractor.of_container(pod, present.string("k8s.container.name"), present.string("container.id"), count))
+        self._offer_surroundings(pod, deployment, present, ask)
+        return present.encode(raw)
+
+    def _offer_surroundings(
+        self, pod: Pod | None, deployment: Owner | None, present: _Present, ask: Callable[[Look, Hashable], Any]
+    ) -> None:
+        """What namespace, node and workload add; where no pod was found, those that the resource itself names."""
+        extractor = self._extractor
+        namespace = (pod.namespace if pod else "") or present.string("k8s.namespace.name")
+        if namespace:
+            if "namespace" in self._metas and (meta := ask(self._metas["namespace"].by_name, namespace)):
+                present.offer(extractor.of_meta("namespace", meta))
+            if "service.namespace" in extractor.wanted:
+                present.offer({"service.namespace": namespace})
+        node = (pod.node if pod else "") or present.string("k8s.node.name")
+        if node and "node" in self._metas and (meta := ask(self._metas["node"].by_name, node)):
+            present.offer(extractor.of_meta("node", meta))
+            if "k8s.node.uid" in extractor.wanted:
+                present.offer({"k8s.node.uid": meta.uid})
+        for source, kind in (("deployment", ""), ("statefulset", "StatefulSet"), ("daemonset", "DaemonSet"), ("job", "Job")):
+            if source not in self._metas:
+                continue
+            owner = deployment if not kind else owner_of(pod.owners, kind) if pod else None
+            uid = owner.uid if owner else present.string(f"k8s.{source}.uid")
+            if uid and (meta := ask(self._metas[source].by_uid, uid)):
+                present.offer(extractor.of_meta(source, meta))
+
+    def _deployment(self, pod: Pod, ask: Callable[[Look, Hashable], Any]) -> Owner | None:
+        return self._owner_of_owner(pod, "replicaset", "ReplicaSet", "Deployment", ask)
+
+    def _cron_job(self, pod: Pod, ask: Callable[[Look, Hashable], Any]) -> Owner | None:
+        return self._owner_of_owner(pod, "job", "Job", "CronJob", ask)
+
+    def _owner_of_owner(self, pod: Pod, cache: str, kind: str, above: str, ask: Callable[[Look, Hashable], Any]) -> Owner | None:
+        owner = owner_of(pod.owners, kind) if cache in self._metas else None
+        meta = ask(self._metas[cache].by_uid, owner.uid) if owner else None
+        return owner_of(meta.owners, above, controller=True) if meta else None
+
+    def _compile_finds(self, pods: PodCache | None) -> list[Find]:
+        if not self.settings.pod_association:
+            assert pods is not None
+            return [_by_any_ip(pods.by_ip.get)]
+        return [self._compile_find(association, pods) for association in self.settings.pod_association]
+
+    def _compile_find(self, association: Association, pods: PodCache | None) -> Find:
+        names = ["connection" if source.from_ == "connection" else source.name for source in association.sources]
+        look, order = self._look(names, pods)
+
+        def find(attributes: Mapping[str, AnyValue], peer: str) -> tuple[Look, Hashable, str] | None:
+            values = {}
+            for name in names:
+                value = _ip(peer) if name == "connection" else _string(attributes, name)
+                if name == "host.name" and not _is_ip(value):
+                    value = ""
+                if not value:
+                    return None
+                values[name] = value
+            key: Hashable = tuple(values[name] for name in order) if len(order) > 1 else values[order[0]]
+            return look, key, values.get("connection", "")
+
+        return find
+
+    def _look(self, names: list[str], pods: PodCache | None) -> tuple[Look, list[str]]:
+        """How pods are found by these values, and in which order they make the key."""
+        if pods is None:
+            return (lambda key: None), names
+        if names == ["k8s.pod.uid"]:
+            return pods.by_uid, names
+        if len(names) == 1 and names[0] in ("connection", *IP_ATTRIBUTES):
+            return pods.by_ip.get, names
+        if sorted(names) == ["k8s.namespace.name", "k8s.pod.name"]:
+            return pods.by_name.get, ["k8s.namespace.name", "k8s.pod.name"]
+        if names == ["container.id"]:
+            return pods.by_container.get, names
+        index: PodIndex[Any] = pods.index(lambda pod: self._keys(pod, names))
+        self._stack.callback(pods.unindex, index)
+        return index.get, names
+
+    def _keys(self, pod: Pod, names: list[str]) -> Iterable[Hashable]:
+        attributes = self._extractor.of_pod(pod)
+        choices: list[Iterable[Value]] = []
+        for name in names:
+            match name:
+                case "connection" | "k8s.pod.ip" | "ip" | "host.name":
+                    choices.append(() if pod.deleted else pod.ips)
+                case "container.id":
+                    choices.append({container.id for container in pod.containers if container.id})
+                case "k8s.pod.uid":
+                    choices.append((pod.uid,))
+                case "k8s.pod.name":
+                    choices.append((pod.name,))
+                case "k8s.namespace.name":
+                    choices.append((pod.namespace,))
+                case _:
+                    choices.append(filter(None, (attributes.get(name),)))
+        keys = itertools.product(*choices)
+        return keys if len(names) > 1 else (key[0] for key in keys)
+
+
+class _Present:
+    """A resource's attributes and what is to be added to them: what is there, and not empty, stays."""
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self.values: dict[str, AnyValue] = {}
+        for attribute in resource.attributes:
+            self.values.setdefault(attribute.key, attribute.value)
+        self._added: Attributes = {}
+
+    def offer(self, attributes: Attributes) -> None:
+        for name, value in attributes.items():
+            # The collector's rule: an attribute whose text is empty is as good as none.
+            there = name in self.values and text(self.values[name])
+            if not there and not self._added.get(name):
+                self._added[name] = value
+
+    def string(self, name: str) -> str:
+        """The attribute's text where it is a string, added or there before; "" otherwise."""
+        added = self._added.get(name, "")
+        return (added if isinstance(added, str) else "") or _string(self.values, name)
+
+    def number(self, name: str) -> int | None:
+        """An integer, or a string that is one; -1, which nothing has, for anything else that is there."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if value.WhichOneof("value") == "int_value":
+            return int(value.int_value)
+        try:
+            return int(value.string_value)
+        except ValueError:
+            return -1
+
+    def encode(self, raw: bytes) -> bytes:
+        if not self._added:
+            return raw
+        if replaced := self._added.keys() & self.values.keys():
+            for index in range(len(self._resource.attributes) - 1, -1, -1):
+                if self._resource.attributes[index].key in replaced:
+                    del self._resource.attributes[index]
+            raw = self._resource.SerializeToString()
+        return raw + b"".join(_key_value(name, value) for name, value in self._added.items())
+
+
+def _key_value(name: str, value: Value) -> bytes:
+    encoded = any_value(value) if isinstance(value, str) else delimited(5, b"".join(delimited(1, any_value(item)) for item in value))
+    return delimited(1, delimited(1, name.encode("utf-8", "replace")) + delimited(2, encoded))
+
+
+def _by_any_ip(look: Look) -> Find:
+    """The collector's way where no association is configured."""
+
+    def find(attributes: Mapping[str, AnyValue], peer: str) -> tuple[Look, Hashable, str] | None:
+        host = _string(attributes, "host.name")
+        ip = _string(attributes, "k8s.pod.ip") or _string(attributes, "ip") or _ip(peer) or (host if _is_ip(host) else "")
+        return (look, ip, ip) if ip else None
+
+    return find
+
+
+_passthrough = _by_any_ip(lambda ip: None)
+
+
+def _string(attributes: Mapping[str, AnyValue], name: str) -> str:
+    value = attributes.get(name)
+    return value.string_value if value is not None else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _ip(peer: str) -> str:
+    """A peer's address as Kubernetes writes it: an IPv4 address that came in over IPv6 is an IPv4 address."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_ip(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,161 @@
+"""Runs the tailer: settings in, batches out, and what happened as metrics and status."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+
+from lockgate.batch import Signal
+from lockgate.components.receivers.filelog.parsers import make_parser
+from lockgate.components.receivers.filelog.settings import FilelogSettings
+from lockgate.pipeline.contract import Context, Receiver, Storage, component
+from lockgate.tail.follow import Parser, Saved
+from lockgate.tail.rounds import Limits, Rounds, decode
+from lockgate.tail.tailer import Options, Tailer
+
+_SPARE_DESCRIPTORS = 256
+"""For sockets, the queue and everything else."""
+
+
+@component("filelog", FilelogSettings, signals={Signal.LOGS})
+class FilelogReceiver(Receiver[FilelogSettings]):
+    """Follows files; a position passes a record only when the pipeline has taken it."""
+
+    def __init__(self, settings: FilelogSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._tailer: Tailer | None = None
+        self._rounds: Rounds | None = None
+
+    async def start(self) -> None:
+        settings, context = self.settings, self.context
+        storage: Storage | None = None
+        if settings.storage:
+            storage = context.host.extension(settings.storage).storage(f"{context.kind}/{context.id}")
+        saved = await self._load(storage) if storage is not None else []
+        # What cannot be known is read again: duplicates, not loss.
+        at_end = settings.start_at == "end" and saved is not None
+
+        def parser(path: str, real: str, descriptor: int) -> Parser:
+            return make_parser(settings, path, real, descriptor)
+
+        operator = settings.operators[0] if settings.operators else None
+        options = Options(
+            include=tuple(settings.include),
+            exclude=(*settings.exclude, *own_pod_patterns(os.environ, socket.gethostname())),
+            link_roots=tuple(settings.symlink_roots),
+            start_at_end=at_end,
+            exclude_older_than_seconds=settings.exclude_older_than,
+            poll_seconds=settings.poll_interval,
+            fingerprint_bytes=settings.fingerprint_size,
+            max_record_bytes=operator.max_log_size if operator else settings.max_log_size,
+            max_files=self._max_files(),
+            flush_seconds=settings.flush_seconds,
+            inotify=settings.inotify,
+            own=own_output(),
+        )
+        retry = settings.retry_on_failure
+        limits = Limits(
+            retry_initial_seconds=retry.initial_interval,
+            retry_max_seconds=retry.max_interval,
+            retry_elapsed_seconds=retry.max_elapsed_time,
+        )
+        self._tailer = Tailer(options, parser, saved or [], monotonic=context.clock.monotonic, unix_nano=context.clock.time_unix_nano)
+        if self._tailer.unwatched and settings.inotify:
+            self.log.warning("%s", self._tailer.unwatched)
+        self._rounds = Rounds(
+            self._tailer,
+            self.emit,
+            self.spawn,
+            context.host.executor,
+            storage=storage,
+            clock=context.clock,
+            status=context.status,
+            log=self.log,
+            limits=limits,
+        )
+        self._observe(self._tailer, self._rounds)
+        await self._rounds.start()
+
+    async def stop(self) -> None:
+        if self._rounds is not None:
+            await self._rounds.stop()
+
+    async def _load(self, storage: Storage) -> list[Saved] | None:
+        """The saved positions; None where they cannot be read."""
+        try:
+            return decode(await self.in_thread(storage.load))
+        except (OSError, ValueError) as error:
+            self.log.error(
+                "positions in storage %s cannot be used: %s; files are read again from their beginning", self.settings.storage, error
+            )
+            return None
+
+    def _max_files(self) -> int:
+        """max_concurrent_files, as far as the system lets us; the soft limit is raised to the hard one."""
+        wanted = self.settings.max_concurrent_files
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and wanted > hard - _SPARE_DESCRIPTORS:
+            allowed = max(16, hard - _SPARE_DESCRIPTORS)
+            self.log.warning("max_concurrent_files is %d, but this process may open %d files; using %d", wanted, hard, allowed)
+            wanted = allowed
+        need = wanted + _SPARE_DESCRIPTORS
+        if soft != resource.RLIM_INFINITY and soft < need:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (need if hard == resource.RLIM_INFINITY else min(need, hard), hard))
+        return wanted
+
+    def _observe(self, tailer: Tailer, rounds: Rounds) -> None:
+        metrics, counts, label = self.context.metrics, tailer.counts, {"receiver": self.context.id}
+        metrics.observe("otelcol_fileconsumer_open_files", "files open", lambda: tailer.open_files, **label)
+        metrics.observe("otelcol_fileconsumer_reading_files", "files that have something to read", lambda: tailer.ready_files, **label)
+        metrics.observe("lockgate_filelog_bytes_under_way", "payload bytes read and not yet taken", lambda: rounds.bytes_under_way, **label)
+        for name, help, read in (
+            ("malformed_lines", "lines in no known format, sent on as they are", lambda: counts.malformed),
+            ("truncated_records", "records cut at max_log_size", lambda: counts.truncated),
+            ("unfinished_records", "joined records given out without their last part", lambda: counts.unfinished),
+            ("rotations", "files renamed while followed", lambda: counts.rotations),
+            ("truncations", "files truncated while followed", lambda: counts.truncations),
+            ("gaps", "times that bytes were gone before they were read", lambda: counts.gaps),
+            ("lost_bytes", "bytes known to be gone before they were read, the least it can have been", lambda: counts.lost_bytes),
+            ("refused_files", "files not opened: links out of the roots, or not regular", lambda: counts.refused),
+            ("inotify_overflows", "times the kernel's event queue was full, and everything was looked at again", lambda: counts.overflows),
+            ("dropped_records", "records refused for good, or given up", lambda: rounds.dropped),
+        ):
+            metrics.observe(f"lockgate_filelog_{name}", help, read, kind="counter", **label)
+
+
+def own_output() -> frozenset[tuple[int, int]]:
+    """The files that this program writes its own log to: following them would feed on itself."""
+    found = set()
+    for descriptor in (1, 2):
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+def own_pod_patterns(environment: Mapping[str, str], hostname: str) -> tuple[str, ...]:
+    """Excludes the log of this very pod: in a pod our output is a pipe, and only the path tells whose the file is.
+
+    By LOCKGATE_POD_UID (the downward API's metadata.uid) where it is set, else by the host name, which is the pod's name unless the pod
+    uses the host's network.
+    """
+    return tuple(_own_pod_patterns(environment, hostname))
+
+
+def _own_pod_patterns(environment: Mapping[str, str], hostname: str) -> Iterator[str]:
+    if uid := _plain(environment.get("LOCKGATE_POD_UID", "")):
+        yield f"/**/*_{uid}/**"
+    if "KUBERNETES_SERVICE_HOST" in environment and (name := _plain(hostname)):
+        if not uid:
+            yield f"/**/*_{name}_*/**"
+        yield f"/**/{name}_*_*-*.log"
+
+
+def _plain(text: str) -> str:
+    return text if text.replace("-", "").replace(".", "").isalnum() else ""

@@ -1,0 +1,267 @@
+"""Where the files are: a tree of the directories that the patterns reach, kept up to date by inotify or by looking again.
+
+Events are drained at the reader's pace, not the writers': 10,000 lines/s are 10,000 events/s, and parsing each costs more than reading
+the lines. Equal events are skipped by their bytes. An overflow of the kernel's queue means only that everything is looked at again.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from inotify_simple import INotify, flags
+
+from lockgate.tail.open import Refused, Roots
+from lockgate.tail.patterns import Patterns, State
+
+_STRUCTURE = flags.CREATE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE
+_WATCHED = _STRUCTURE | flags.MODIFY | flags.ATTRIB | flags.ONLYDIR
+_LENGTH = struct.Struct("=12xI")
+_HEAD = struct.Struct("=iII")
+_READ_BYTES = 256 << 10
+_MAX_DIRECTORIES = 100_000
+
+
+class Report(Protocol):
+    """Who is told. Called in the thread that scans."""
+
+    def appeared(self, path: str, inode: int, matched: bool) -> bool:
+        """A name that was not there, or now stands for another file; false where it should be told again at the next look."""
+
+    def vanished(self, path: str) -> None:
+        """A name that is no longer there."""
+
+    def unreadable(self, path: str, error: OSError | Refused) -> None:
+        """A directory that cannot be listed."""
+
+    def readable(self, path: str) -> None:
+        """A directory that could be listed."""
+
+
+@dataclass(slots=True)
+class _Directory:
+    state: State
+    watch: int = -1
+    children: set[str] = field(default_factory=set)
+    names: dict[str, int] = field(default_factory=dict)
+    """Inode numbers by name, as listed."""
+    links: dict[str, set[str]] = field(default_factory=dict)
+    """Paths of symbolic links that lead to a name in here."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What inotify told since it was asked last."""
+
+    modified: set[tuple[str, str]] = field(default_factory=set)
+    """(directory, name) of files written to or truncated."""
+    directories: set[str] = field(default_factory=set)
+    """Directories whose names changed."""
+    moved: list[tuple[str, str]] = field(default_factory=list)
+    """(old path, new path) of files that had a name which the patterns mean, and were renamed in their directory."""
+    moves: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Halves of renames: watch and old name by the kernel's cookie."""
+    overflow: bool = False
+
+
+class Discovery:
+    """The directories under the patterns' roots. Not safe for two threads at once."""
+
+    def __init__(self, patterns: Patterns, roots: Roots, report: Report, *, inotify: bool = True) -> None:
+        self._patterns, self._roots, self._report = patterns, roots, report
+        self._directories: dict[str, _Directory] = {}
+        self._by_watch: dict[int, set[str]] = {}
+        # One directory may be reached by several paths, and has one watch.
+        self.missing: set[str] = set()
+        """Roots that do not exist yet."""
+        self.unwatched = ""
+        """Why inotify does not (fully) work here; empty where it does."""
+        self._inotify: INotify | None = None
+        if inotify:
+            try:
+                self._inotify = INotify(nonblocking=True)
+            except OSError as error:
+                self.unwatched = f"inotify is not available ({error.strerror}); files are polled; raise fs.inotify.max_user_instances"
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when something changed; -1 without inotify."""
+        return self._inotify.fileno() if self._inotify is not None else -1
+
+    def close(self) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    def scan(self) -> None:
+        """Look at everything."""
+        for root in self._patterns.roots:
+            if root not in self._directories and not os.path.isdir(root):
+                self.missing.add(root)
+                continue
+            self.missing.discard(root)
+            if root not in self._directories:
+                self._enter(root, self._patterns.start(root))
+        for path in list(self._directories):
+            self._list(path)
+
+    def rescan(self, paths: Iterable[str]) -> None:
+        """Look at these directories again."""
+        for path in paths:
+            self._list(path)
+
+    def look_in(self, path: str) -> None:
+        """Tell of the names of a directory that no pattern reaches, once."""
+        if path not in self._directories:
+            self._enter(path, frozenset())
+            self._list(path)
+
+    def follow_link(self, link: str, target: str) -> None:
+        """The file behind this link lives in a directory that must be watched too."""
+        directory, _, name = target.rpartition("/")
+        if directory not in self._directories:
+            self._enter(directory, frozenset())
+            self._list(directory)
+        if directory in self._directories:
+            self._directories[directory].links.setdefault(name, set()).add(link)
+
+    def drain(self) -> Changes:
+        """Everything that inotify has to say now."""
+        changes = Changes()
+        if self._inotify is None:
+            return changes
+        seen: set[bytes] = set()
+        while True:
+            try:
+                events = os.read(self._inotify.fileno(), _READ_BYTES)
+            except BlockingIOError:
+                return changes
+            position, size = 0, len(events)
+            while position < size:
+                end = position + 16 + _LENGTH.unpack_from(events, position)[0]
+                event = events[position:end]
+                position = end
+                if event not in seen:
+                    seen.add(event)
+                    self._event(event, changes)
+
+    def _event(self, event: bytes, changes: Changes) -> None:
+        watch, mask, cookie = _HEAD.unpack_from(event)
+        if mask & flags.Q_OVERFLOW:
+            changes.overflow = True
+            return
+        paths = self._by_watch.get(watch, set())
+        name = os.fsdecode(event[16:].rstrip(b"\0"))
+        if mask & flags.MODIFY:
+            changes.modified.update((path, name) for path in paths)
+            return
+        changes.directories.update(paths)
+        if mask & flags.MOVED_FROM:
+            changes.moves[cookie] = watch, name
+        elif mask & flags.MOVED_TO and (origin := changes.moves.pop(cookie, None)) is not None and origin[0] == watch:
+            for path in paths:
+                old = f"{path.rstrip('/')}/{origin[1]}"
+                directory = self._directories.get(path)
+                if directory is not None and self._patterns.step(directory.state, origin[1])[1] and not self._patterns.excluded(old):
+                    changes.moved.append((old, f"{path.rstrip('/')}/{name}"))
+        if mask & flags.IGNORED:
+            for path in self._by_watch.pop(watch, set()):
+                if path in self._directories:
+                    self._directories[path].watch = -1
+
+    def _enter(self, path: str, state: State) -> None:
+        if len(self._directories) >= _MAX_DIRECTORIES:
+            self._report.unreadable(
+                path, OSError(errno.EMFILE, f"more than {_MAX_DIRECTORIES} directories match; narrow the include patterns")
+            )
+            return
+        self._directories[path] = _Directory(state)
+
+    def _watch(self, path: str, directory: _Directory) -> None:
+        if self._inotify is None or directory.watch >= 0:
+            return
+        try:
+            directory.watch = self._inotify.add_watch(path, _WATCHED)
+            self._by_watch.setdefault(directory.watch, set()).add(path)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self.unwatched = "inotify has no watches left; the rest is polled; raise fs.inotify.max_user_watches"
+
+    def _list(self, path: str) -> None:
+        directory = self._directories.get(path)
+        if directory is None:
+            return
+        self._watch(path, directory)
+        try:
+            with os.scandir(path) as entries:
+                listed = list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            self._leave(path)
+            if path in self._patterns.roots:
+                self.missing.add(path)
+            return
+        except OSError as error:
+            self._report.unreadable(path, error)
+            return
+        self._report.readable(path)
+        names: dict[str, int] = {}
+        children: set[str] = set()
+        for entry in listed:
+            after, matched = self._patterns.step(directory.state, entry.name)
+            if after and self._is_directory(entry, directory.state):
+                children.add(entry.path)
+                if entry.path not in self._directories:
+                    self._enter(entry.path, after)
+                    self._list(entry.path)
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                continue
+            matched = matched and not self._patterns.excluded(entry.path)
+            inode = entry.inode()
+            # What a link leads to may change while the link stays.
+            if directory.names.get(entry.name) == inode and not (matched and entry.is_symlink()) and entry.name not in directory.links:
+                names[entry.name] = inode
+                continue
+            told = self._report.appeared(entry.path, inode, matched)
+            for link in directory.links.get(entry.name, ()):
+                told &= self._report.appeared(link, inode, True)
+            if told:
+                names[entry.name] = inode
+        for name in directory.names.keys() - names.keys():
+            self._report.vanished(f"{path.rstrip('/')}/{name}")
+        for gone in directory.children - children:
+            self._leave(gone)
+        directory.names, directory.children = names, children
+
+    def _is_directory(self, entry: "os.DirEntry[str]", state: State) -> bool:
+        if not entry.is_symlink():
+            return entry.is_dir(follow_symlinks=False)
+        if self._patterns.spans(state) or not entry.is_dir():
+            return False  # `**` does not follow links: they may lead in circles
+        try:
+            self._roots.resolve(entry.path)
+        except (Refused, OSError) as error:
+            self._report.unreadable(entry.path, error)
+            return False
+        return True
+
+    def _leave(self, path: str) -> None:
+        directory = self._directories.pop(path, None)
+        if directory is None:
+            return
+        users = self._by_watch.get(directory.watch, set())
+        users.discard(path)
+        if directory.watch >= 0 and not users and self._inotify is not None:
+            self._by_watch.pop(directory.watch, None)
+            try:
+                self._inotify.rm_watch(directory.watch)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # the kernel removed it with the directory
+                    raise
+        self._report.readable(path)  # there is nothing left to complain of
+        for name in directory.names:
+            self._report.vanished(f"{path.rstrip('/')}/{name}")
+        for child in directory.children:
+            self._leave(child)

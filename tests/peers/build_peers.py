@@ -1,0 +1,85 @@
+"""Builds the peers that tests and benchmarks run against, from Go modules, into a cache outside the tree: `make peers`.
+
+Each is built once per recipe (its versions, commands and compiler), into `$LOCKGATE_PEERS/bin` (default: ~/.cache/lockgate-peers/bin).
+What cannot be built is said with its reason, and is no failure: what needs it then skips.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+HERE = Path(__file__).parent
+PEERS = Path(os.environ.get("LOCKGATE_PEERS") or Path.home() / ".cache/lockgate-peers")
+GO_BUILD = ["go", "build", "-trimpath", "-ldflags=-s -w"]
+TIMEOUT_SECONDS = 3600
+"""A cold build of the API server took three minutes on two cores, the collector's two."""
+
+
+def go(*command: str, cwd: Path) -> str:
+    """What the command printed."""
+    flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false".strip()
+    env = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": flags}
+    return subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS).stdout
+
+
+def etcd(binary: Path, work: Path) -> None:
+    go(*GO_BUILD, "-o", str(binary), "go.etcd.io/etcd/server/v3", cwd=HERE / "kubernetes")
+
+
+def kube_apiserver(binary: Path, work: Path) -> None:
+    module = HERE / "kubernetes"
+    version = go("go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes", cwd=module).strip()
+    named = [*GO_BUILD[:-1], f"{GO_BUILD[-1]} -X k8s.io/component-base/version.gitVersion={version}"]
+    go(*named, "-o", str(binary), "k8s.io/kubernetes/cmd/kube-apiserver", cwd=module)
+
+
+def otelcol(binary: Path, work: Path) -> None:
+    builder = "go.opentelemetry.io/collector/cmd/builder@v0.149.0"
+    go("go", "run", builder, "--config", str(HERE / "otelcol/manifest.yaml"), cwd=work)
+    (work / "sources/otelcol").replace(binary)
+
+
+RECIPES: dict[str, tuple[Callable[[Path, Path], None], list[str]]] = {
+    "etcd": (etcd, ["kubernetes/go.mod", "kubernetes/go.sum"]),
+    "kube-apiserver": (kube_apiserver, ["kubernetes/go.mod", "kubernetes/go.sum"]),
+    "otelcol": (otelcol, ["otelcol/manifest.yaml"]),
+}
+
+
+def build(name: str) -> str:
+    """What became of the peer, in one line or, if its build failed, with the end of what that printed."""
+    if not shutil.which("go"):
+        return "not built: no Go here"
+    recipe, files = RECIPES[name]
+    inputs = [go("go", "version", cwd=HERE).encode(), Path(__file__).read_bytes(), *((HERE / file).read_bytes() for file in files)]
+    recipe_id = hashlib.sha256(b"\0".join(inputs)).hexdigest()
+    binary, stamp = PEERS / "bin" / name, PEERS / "stamps" / name
+    if binary.exists() and stamp.exists() and stamp.read_text() == recipe_id:
+        return "there"
+    for folder in (binary.parent, stamp.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=PEERS) as work:
+        fresh = Path(work) / "fresh" / name
+        fresh.parent.mkdir()
+        try:
+            recipe(fresh, Path(work))
+        except subprocess.CalledProcessError as error:
+            return f"not built: {' '.join(error.cmd)} failed:\n{(error.stderr or error.stdout)[-2000:]}"
+        except subprocess.TimeoutExpired as error:
+            return f"not built: {' '.join(error.cmd)} took more than {TIMEOUT_SECONDS} s"
+        fresh.replace(binary)
+    stamp.write_text(recipe_id)
+    return "built"
+
+
+if __name__ == "__main__":
+    for peer in sys.argv[1:] or RECIPES:
+        sys.stdout.write(f"{peer}: ")
+        sys.stdout.flush()
+        sys.stdout.write(f"{build(peer)}\n")
+        sys.stdout.flush()

@@ -1,0 +1,92 @@
+"""The filter processor, as the chart's configurations use it."""
+
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from pydantic import ValidationError
+from support import Sink, batch, context, resource_attributes
+
+from lockgate.batch import Batch, Signal, count_records
+from lockgate.components.processors.filter import FilterProcessor, FilterSettings
+
+
+def processor(signal: Signal, settings: dict[str, Any]) -> FilterProcessor:
+    return FilterProcessor(FilterSettings.model_validate(settings), context("filter", signal=signal))
+
+
+def units(*names: str) -> Batch:
+    request = ExportLogsServiceRequest()
+    for name in names:
+        entry = request.resource_logs.add()
+        entry.resource.attributes.add(key="r").value.string_value = name
+        record = entry.scope_logs.add().log_records.add()
+        record.body.string_value = name
+        record.attributes.add(key="_SYSTEMD_UNIT").value.string_value = name
+    return batch(Signal.LOGS, request)
+
+
+def by_unit(match_type: str, value: str) -> dict[str, Any]:
+    return {"match_type": match_type, "record_attributes": [{"key": "_SYSTEMD_UNIT", "value": value}]}
+
+
+LOGS = [
+    pytest.param({"include": by_unit("strict", "kubelet.service")}, ["kubelet.service"], id="include"),
+    pytest.param({"exclude": by_unit("strict", "kubelet.service")}, ["docker.service", ""], id="exclude"),
+    pytest.param({"include": by_unit("regexp", "service$"), "exclude": by_unit("regexp", "^d")}, ["kubelet.service"], id="both"),
+    pytest.param({"exclude": by_unit("regexp", "$^")}, ["kubelet.service", "docker.service"], id="nothing-excludes-empty-values"),
+    pytest.param({"include": {"match_type": "strict"}}, ["kubelet.service", "docker.service", ""], id="no-property-is-no-condition"),
+    pytest.param({}, ["kubelet.service", "docker.service", ""], id="no-condition"),
+    pytest.param({"include": {"match_type": "strict", "bodies": ["x"]}}, [], id="nothing-left"),
+]
+
+
+@pytest.mark.parametrize(("logs", "left"), LOGS)
+def test_log_records(logs: dict[str, Any], left: list[str]) -> None:
+    tested = processor(Signal.LOGS, {"logs": logs})
+    result = tested.process(units("kubelet.service", "docker.service", ""))
+    assert [found["r"] for found in resource_attributes(result)] == left
+    assert result.count == len(left) == count_records(Signal.LOGS, result.payload)
+    assert tested.context.metrics.value("otelcol_processor_filter_logs_filtered") == 3 - len(left)
+
+
+async def test_a_batch_of_which_nothing_is_left_is_acknowledged_and_goes_nowhere() -> None:
+    tested, sink = processor(Signal.LOGS, {"logs": {"exclude": by_unit("regexp", "")}}), Sink()
+    tested.next = sink
+    async with tested:
+        await tested.consume(units("a"))
+    assert sink.calls == 0
+
+
+def test_metrics_are_counted_by_data_points() -> None:
+    request = ExportMetricsServiceRequest()
+    metrics = request.resource_metrics.add().scope_metrics.add().metrics
+    for name in ("up", "scrape_duration"):
+        points = metrics.add(name=name).gauge.data_points
+        points.add(), points.add()
+    tested = processor(Signal.METRICS, {"metrics": {"exclude": {"match_type": "regexp", "metric_names": ["^scrape_"]}}})
+    result = tested.process(batch(Signal.METRICS, request))
+    assert [metric.name for metric in result.message.resource_metrics[0].scope_metrics[0].metrics] == ["up"]
+    assert (result.count, tested.context.metrics.value("otelcol_processor_filter_datapoints_filtered")) == (2, 2)
+
+
+def test_conditions_of_other_signals_have_no_effect() -> None:
+    given = units("a")
+    assert processor(Signal.LOGS, {"spans": {"include": {"match_type": "strict", "span_names": ["x"]}}}).process(given) is given
+
+
+OTTL = [
+    {"metrics": {"metric": ['IsMatch(name, "a")']}},
+    {"metrics": {"datapoint": ["flags == 1"]}},
+    {"logs": {"log_record": ["true"]}},
+    {"logs": {"resource": ["true"]}},
+    {"traces": {"span": ["true"]}},
+    {"log_conditions": ["true"]},
+]
+
+
+@pytest.mark.parametrize("settings", OTTL)
+def test_ottl_is_refused_as_such(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="OTTL conditions are not supported yet"):
+        FilterSettings.model_validate({"error_mode": "ignore"} | settings)

@@ -1,0 +1,184 @@
+"""Batch's edits on the wire against the same edits on parsed messages."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from lockgate.batch import Batch, Origin, Part, Signal, count_records, derived_id, merge, message_type
+from lockgate.wire.protobuf import DecodeError, delimited, key_values, varint
+
+ADDED = key_values(1, [("k8s.pod.name", "web-0")])
+ITEM = {
+    Signal.LOGS: delimited(2, delimited(2, b"\x1a\x04text") * 2),
+    Signal.METRICS: delimited(2, delimited(2, delimited(5, delimited(1, b"") * 2))),
+    Signal.TRACES: delimited(2, delimited(2, delimited(5, b"span")) * 2),
+}
+"""A scope with two records of each signal."""
+
+resource_pieces = st.sampled_from(
+    [
+        b"",
+        key_values(1, [("a", "b")]),
+        key_values(1, [("drop", True)]),
+        key_values(1, [("c", 1)]) + b"\x10\x05",
+        delimited(99, b"\xff") + b"\x10\x01",
+    ]
+)
+unknown_fields = st.sampled_from(
+    [
+        delimited(77, b"what"),
+        varint(78 << 3) + b"\xff\x01",
+        varint(79 << 3 | 1) + b"12345678",
+        varint(80 << 3 | 5) + b"1234",
+        b"\xe8\x84\x80\x00\x07",
+    ]
+)
+
+
+@st.composite
+def payloads(draw: st.DrawFn) -> tuple[Signal, bytes]:
+    """Requests in every order that protobuf allows, with split resources, missing ones and unknown fields."""
+    signal = draw(st.sampled_from(list(Signal)))
+    plain = resource_pieces.map(lambda piece: [delimited(1, piece), ITEM[signal]])
+    piece = resource_pieces.map(lambda raw: delimited(1, raw)) | resource_pieces.map(lambda raw: b"\x8a\x00" + varint(len(raw)) + raw)
+    odd = st.lists(piece | st.just(ITEM[signal]) | st.just(delimited(3, b"http://schema")) | unknown_fields, max_size=6)
+    blocks = draw(st.lists(plain | odd, max_size=5))
+    fields = [delimited(1, b"".join(block)) for block in blocks] + draw(st.lists(unknown_fields, max_size=2))
+    return signal, b"".join(draw(st.permutations(fields)))
+
+
+def resources_of(message: Any) -> Any:
+    return next(getattr(message, field.name) for field in message.DESCRIPTOR.fields)
+
+
+def edited(payload: bytes, signal: Signal, *, remove: bool) -> tuple[bytes, int]:
+    """What `map_resources` with `edit` must give, done on the parsed request."""
+    message = message_type(signal).FromString(payload)
+    kept, removed = [], 0
+    for entry in resources_of(message):
+        if remove and any(attribute.key == "drop" for attribute in entry.resource.attributes):
+            removed += count_records(signal, delimited(1, entry.SerializeToString()))
+            continue
+        entry.resource.MergeFromString(ADDED)
+        kept.append(type(entry).FromString(entry.SerializeToString()))
+    del resources_of(message)[:]
+    resources_of(message).extend(kept)
+    return message.SerializeToString(deterministic=True), removed
+
+
+@settings(max_examples=500, deadline=None)
+@given(payloads(), st.booleans())
+def test_map_resources_does_on_the_wire_what_the_same_edit_does_on_messages(case: tuple[Signal, bytes], remove: bool) -> None:
+    signal, payload = case
+    seen: list[bytes] = []
+
+    def edit(raw: bytes) -> bytes | None:
+        seen.append(raw)
+        if remove and any(attribute.key == "drop" for attribute in Resource.FromString(raw).attributes):
+            return None
+        return raw + ADDED
+
+    batch = Batch(signal, payload, count_records(signal, payload), "id", parts=(Part("a", 1),))
+    result = batch.map_resources(edit)
+    expected, removed = edited(payload, signal, remove=remove)
+    assert message_type(signal).FromString(result.payload).SerializeToString(deterministic=True) == expected
+    assert result.count == batch.count - removed == count_records(signal, result.payload)
+    assert len(seen) == len(set(seen))
+    assert (result.id, result.signal) == (batch.id, batch.signal)
+
+
+@settings(max_examples=200, deadline=None)
+@given(payloads())
+def test_an_edit_that_changes_nothing_returns_the_same_batch(case: tuple[Signal, bytes]) -> None:
+    batch = Batch(*case, 0, "id")
+    assert batch.map_resources(lambda raw: bytes(bytearray(raw))) is batch
+
+
+@settings(max_examples=500, deadline=None)
+@given(payloads(), st.integers(0, 400), st.integers(0, 4), st.binary(max_size=3))
+def test_map_resources_of_damaged_bytes_gives_a_decode_error_or_bytes(case: tuple[Signal, bytes], at: int, cut: int, new: bytes) -> None:
+    signal, payload = case
+    at %= len(payload) + 1
+    damaged = payload[:at] + new + payload[at + cut :]
+    try:
+        valid = count_records(signal, damaged) >= 0
+    except DecodeError:
+        valid = False
+    try:
+        result = Batch(signal, damaged, 0, "id").map_resources(lambda raw: raw + ADDED)
+    except DecodeError:
+        assert not valid
+    else:
+        if valid:
+            assert count_records(signal, result.payload) == count_records(signal, damaged)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"\x0a\x05\x0a", id="field-past-the-end"),
+        pytest.param(b"\x0a\x03\x0a\x07\x12", id="resource-past-its-message"),
+        pytest.param(b"\x09\x01", id="fixed64-past-the-end"),
+        pytest.param(b"\x0d\x01", id="fixed32-past-the-end"),
+        pytest.param(b"\x08\xff", id="varint-past-the-end"),
+        pytest.param(b"\x0b", id="group"),
+        pytest.param(b"\x0a" + b"\xff" * 11, id="endless-varint"),
+    ],
+)
+def test_bytes_that_are_no_request_are_refused(payload: bytes) -> None:
+    with pytest.raises(DecodeError):
+        Batch(Signal.LOGS, payload, 0, "id").map_resources(lambda raw: raw + ADDED)
+    with pytest.raises(DecodeError):
+        count_records(Signal.LOGS, payload)
+
+
+@pytest.mark.parametrize("signal", list(Signal))
+def test_records_are_counted_per_signal(signal: Signal) -> None:
+    assert count_records(signal, delimited(1, ITEM[signal] * 2) + delimited(1, ITEM[signal])) == 6
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["x", "y", "zz"]), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_merging_keeps_bytes_counts_origins_and_parts_in_order(groups: list[list[str]]) -> None:
+    def batch(name: str, place: int) -> Batch:
+        payload = delimited(1, delimited(1, key_values(1, [("name", name)])) + ITEM[Signal.LOGS])
+        return Batch(Signal.LOGS, payload, 2, f"{name}{place}", "10.0.0.1", (Origin(name, place, place + 1),))
+
+    flat = [batch(name, place) for place, name in enumerate(chain(*groups))]
+    rest = iter(flat)
+    merged = merge(merge(next(rest) for _ in group) for group in groups)
+    assert merged.payload == b"".join(one.payload for one in flat)
+    assert merged.count == 2 * len(flat) == count_records(Signal.LOGS, merged.payload)
+    assert merged.origins == tuple(origin for one in flat for origin in one.origins)
+    if len(flat) > 1:
+        assert merged.parts == tuple(Part(one.id, len(one.payload)) for one in flat)
+        assert merged.id == derived_id(*(one.id for one in flat))
+    else:
+        assert merged is flat[0]
+
+
+def test_only_batches_of_one_signal_and_peer_merge() -> None:
+    one = Batch(Signal.LOGS, b"", 0, "1", "10.0.0.1")
+    for other in (Batch(Signal.TRACES, b"", 0, "2", "10.0.0.1"), Batch(Signal.LOGS, b"", 0, "2", "10.0.0.2")):
+        with pytest.raises(ValueError, match="one signal and one peer"):
+            merge([one, other])
+    with pytest.raises(ValueError, match="one signal and one peer"):
+        merge([])
+
+
+def test_a_message_is_parsed_once_and_encoded_once() -> None:
+    batch = Batch(Signal.LOGS, delimited(1, ITEM[Signal.LOGS]), 2, "id")
+    assert batch.message is batch.message
+    mine = batch.copy_message()
+    assert mine is not batch.message
+    mine.resource_logs[0].schema_url = "changed"
+    changed = batch.with_message(mine, 2)
+    assert changed.message is mine
+    assert changed.payload == mine.SerializeToString()
+    assert batch.message.resource_logs[0].schema_url == ""
