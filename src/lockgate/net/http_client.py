@@ -128,7 +128,9 @@ class HttpClientSettings(ComponentSettings):
         return parse_proxy(self.proxy_url) if self.proxy_url else proxy_for(url, os.environ)
 
     def needs(self) -> Iterator[Need]:
-        yield from super().needs()
+        # Over plain HTTP no certificate is read.
+        unused = set() if any(url.startswith("https:") for url in self.urls()) else set(self.tls.needs())
+        yield from (need for need in super().needs() if need not in unused)
         seen: set[tuple[str, int]] = set()
         for text in self.urls():
             url = URL(text)

@@ -180,6 +180,29 @@ async def test_connections_beyond_the_bound_are_closed_and_counted() -> None:
             pytest.fail("the place of a closed connection was not given back")
 
 
+async def test_stopping_lets_requests_end_and_answers_what_is_left_with_503() -> None:
+    async with serving() as (sluice, _):
+        sluice.opened.clear()
+        port = sluice.server.port
+        asked = asyncio.create_task(post(port, b"x"))
+        await sluice.holding.acquire()
+        stopping = asyncio.create_task(sluice.server.stop(5))
+        await asyncio.sleep(0)
+        with pytest.raises(OSError):
+            await post(port, b"x")
+        sluice.opened.set()
+        assert (await asked)[0] == 200
+        await stopping
+    async with serving() as (sluice, _):
+        sluice.opened.clear()
+        asked = asyncio.create_task(post(sluice.server.port, b"x"))
+        await sluice.holding.acquire()
+        await sluice.server.stop(0.05)
+        status, headers = await asked
+        assert (status, "retry-after" in headers) == (503, True)
+        assert sluice.server.budget.used == 0
+
+
 class Guard(Extension[ComponentSettings]):
     async def authenticate(self, headers: Any) -> None:
         if headers.get("x-key") != "right":
@@ -236,7 +259,7 @@ async def test_a_port_that_is_taken_is_named() -> None:
         with pytest.raises(OSError) as caught:
             async with serving(endpoint=f"127.0.0.1:{sluice.server.port}"):
                 pass
-    assert "cannot listen on 127.0.0.1" in "".join(caught.value.__notes__)
+    assert "cannot listen on 127.0.0.1" in str(caught.value)
 
 
 def test_needs_name_the_port() -> None:
