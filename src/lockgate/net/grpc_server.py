@@ -340,7 +340,7 @@ class GrpcServer:
         self.stopping = True
         self._servers.close()
         self._servers = None
-        for _ in range(3):
+        for _turn in range(3):
             await asyncio.sleep(0)  # what was accepted in this very turn of the loop is made in the next ones
         try:
             for connection in list(self.connections):
