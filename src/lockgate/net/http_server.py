@@ -25,8 +25,8 @@ from pydantic import Field, field_validator, model_validator
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration, Size
 from lockgate.net.address import split_endpoint
+from lockgate.net.auth import AuthSettings
 from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
-from lockgate.net.http_client import AuthSettings
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
