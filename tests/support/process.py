@@ -25,7 +25,7 @@ def free_port() -> int:
 
 def lockgate(*arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Runs one command to its end."""
-    command = [sys.executable, "-m", "lockgate.cli.main", *arguments]
+    command = [sys.executable, "-P", "-m", "lockgate.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **(environment or {})})
 
 
@@ -35,7 +35,15 @@ class Role:
     The configuration is given health_check on `health_port` and own metrics on `metrics_port` by a second file.
     """
 
-    def __init__(self, directory: Path, config: str, environment: Mapping[str, str] | None = None, *, expect_ready: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        expect_ready: bool = True,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.health_port, self.metrics_port = free_port(), free_port()
         self.log = directory / "role.log"
@@ -51,12 +59,12 @@ class Role:
         (directory / "common.yaml").write_text(json.dumps(common))
         self.configs = ["--config", str(directory / "config.yaml"), "--config", str(directory / "common.yaml")]
         self.environment = {**os.environ, **(environment or {})}
-        self.expect_ready = expect_ready
+        self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
         with open(self.log, "ab") as output:
-            command = [sys.executable, "-m", "lockgate.cli.main", "run", *self.configs]
+            command = [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
         deadline = time.monotonic() + 20
         while not self._answers():
