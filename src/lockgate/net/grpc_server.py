@@ -25,7 +25,7 @@ from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 
 from lockgate.kit.sometimes import Sometimes
-from lockgate.net.budget import ByteBudget
+from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
     GrpcError,
@@ -72,7 +72,7 @@ class Call:
         self.headers: Mapping[str, str] = headers
         """Request headers by lower-case name; repeated ones are joined by commas."""
         self._server, self._stream = server, stream
-        self._held = 0
+        self._share = Share(server.budget)
         self._encoding = headers.get("grpc-encoding", "identity")
         self._answering = ""
 
@@ -93,7 +93,7 @@ class Call:
         if compressed and not encoding:
             raise GrpcError(Status.INTERNAL, f"the message is compressed, and grpc-encoding is {self._encoding}")
         usual = min(size * USUAL_RATIO, limit) if compressed else 0
-        await self._hold(size + usual)
+        await self._share.wait_for(size + usual)
         try:
             async with asyncio.timeout(self._server.read_timeout):
                 body = await self._stream.recv_data(size) if size else b""
@@ -112,13 +112,13 @@ class Call:
                 if usual == limit:
                     raise
                 # Nothing is held while the worst case is waited for, so that several of these never wait for each other.
-                await self._hold(size + limit)
+                await self._share.wait_for(size + limit)
                 inflated = await self._inflate(body, encoding, limit)
         except TooLarge:
             raise _too_large(f"received message after decompression larger than max ({limit})") from None
         except CorruptBody as error:
             raise GrpcError(Status.INVALID_ARGUMENT, f"cannot inflate the message: {error}") from None
-        self._shrink(len(inflated))
+        self._share.resize(len(inflated))  # never more than was reserved
         return inflated
 
     async def send(self, message: bytes) -> None:
@@ -143,8 +143,7 @@ class Call:
 
     def release(self) -> None:
         """Gives back what is held of the budget."""
-        self._server.budget.release(self._held)
-        self._held = 0
+        self._share.release()
 
     async def _inflate(self, body: bytes, encoding: str, limit: int) -> bytes:
         if limit <= INFLATE_INLINE_BYTES * USUAL_RATIO:
@@ -156,15 +155,6 @@ class Call:
             return await read_prefix(self._stream)
         except EOFError as error:
             raise GrpcError(Status.INTERNAL, str(error)) from None
-
-    async def _hold(self, size: int) -> None:
-        self.release()
-        self._held = await self._server.budget.acquire(size)
-
-    def _shrink(self, size: int) -> None:
-        if size < self._held:
-            self._server.budget.release(self._held - size)
-            self._held = size
 
 
 Method = Callable[[Call], Awaitable[None]]
