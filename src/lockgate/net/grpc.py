@@ -7,10 +7,11 @@ that are under way. What is built upon its protocol classes here is done by subc
 
 import asyncio
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status as StatusMessage
 from grpclib.config import Configuration
@@ -23,9 +24,6 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
-
-from lockgate.kit.document import Path
-from lockgate.pipeline.needs import ComponentSettings
 
 STREAM_WINDOW = 65_535
 """Bytes that may arrive on a stream before somebody asks for them (HTTP/2's own default): what a request costs before the byte budget
@@ -45,16 +43,6 @@ LINGER_SECONDS = 2.0
 
 MAX_STATUS_MESSAGE = 1024
 """Characters of a reason that go on the wire; proxies refuse long header lists."""
-
-
-class AuthSettings(ComponentSettings):
-    """Who gives, or checks, credentials."""
-
-    authenticator: str
-    """The id of the extension, such as `bearertokenauth` or `basicauth/backend`."""
-
-    def extensions(self) -> Iterator[tuple[Path, str]]:
-        yield ("authenticator",), self.authenticator
 
 
 class GrpcError(Exception):
@@ -109,7 +97,7 @@ def _retry_after(details: str | None) -> float | None:
             info = RetryInfo()
             if detail.Unpack(info):
                 return max(0.0, float(info.retry_delay.ToNanoseconds()) / 1e9)
-    except (ValueError, TypeError):  # DecodeError is a ValueError
+    except (ValueError, TypeError, DecodeError):
         return None
     return None
 

@@ -26,8 +26,9 @@ from yarl import URL
 from lockgate.kit.backoff import delays
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
+from lockgate.net.auth import AuthSettings
 from lockgate.net.compression import compress_off_loop
-from lockgate.net.grpc import AuthSettings, GrpcError, Handler, Protocol, frame, keepalive, plain_headers, read_prefix, read_status
+from lockgate.net.grpc import GrpcError, Handler, Protocol, frame, keepalive, plain_headers, read_prefix, read_status
 from lockgate.net.proxy import proxy_for
 from lockgate.net.tls import TlsClientSettings, TlsError, explain
 from lockgate.pipeline.contract import ComponentSettings, Context

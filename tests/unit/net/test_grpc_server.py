@@ -22,7 +22,8 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, Rs
 from pydantic import ValidationError
 from support import FakeHost, context
 
-from lockgate.net.grpc_server import Call, GrpcServer, GrpcServerSettings, Method, unary
+from lockgate.net.grpc_server import Call, GrpcServer, Method, unary
+from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.pipeline.contract import Extension, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
 

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.batch import Signal
 from lockgate.kit.units import Duration
-from lockgate.net.grpc_server import GrpcServerSettings
+from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.net.http_server import HttpServerSettings
 from lockgate.pipeline.needs import ComponentSettings
 
