@@ -192,11 +192,16 @@ class Tailer:
         self._look()
         round_ = Round()
         left_bytes, left_records = max_bytes, max_records
-        todo = list(self._ready)
+        # What was rotated away goes before what took its place, the oldest first: a log keeps its order over its files.
+        todo = [*(file for file in self._leaving if file in self._ready), *(file for file in self._ready if file not in self._leaving)]
         share = max(_LEAST_CHUNK, max_bytes // max(1, len(todo)))
         while todo and left_bytes > _LEAST_READ and left_records > 0:
             unread: list[Followed] = []
+            behind: set[str] = set()
             for file in todo:
+                if file.path in behind:
+                    unread.append(file)
+                    continue
                 if left_bytes <= _LEAST_READ or left_records <= 0:
                     break
                 # To the end of the line, so that nobody starves.
@@ -208,6 +213,7 @@ class Tailer:
                 if more and file.identity in self._files:
                     self._ready[file] = None
                     unread.append(file)
+                    behind.add(file.path)
             todo = unread
         round_.more = bool(self._ready)
         return round_
