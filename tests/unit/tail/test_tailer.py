@@ -116,6 +116,47 @@ def test_a_rotated_file_with_more_than_a_round_takes_goes_on_before_its_successo
     assert [line for line in found if line != "another"] == old + new
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("rotations", [1, 2])
+def test_a_record_over_a_rotation_is_one(bench: Bench, rotations: int, restarted: bool) -> None:
+    bench.make_parser = container
+    bench.write("0.log", cri_line("whole") + cri_line("a", "P") + cri_line("between", stream="stderr") + cri_line("b", "P"))
+    assert bench.read() == ["whole"]
+    for turn in range(rotations):
+        bench.rename("0.log", f"0.log.20240101-00000{turn}")
+        bench.write("0.log", cri_line(f"c{turn}", "P"))
+        assert bench.read(1) == []
+    if restarted:
+        bench.stop()
+    bench.write("0.log", cri_line("end") + cri_line("next"))
+    joined = "ab" + "".join(f"c{turn}" for turn in range(rotations)) + "end"
+    assert sorted(bench.read(1)) == sorted([joined, "between", "next"])
+    bench.stop()
+    assert bench.read(30) == []
+    assert (bench.tailer.counts.unfinished, bench.tailer.counts.gaps) == (0, 0)
+
+
+def test_an_open_record_whose_end_never_comes_is_given_out_before_what_follows_a_while_later(bench: Bench) -> None:
+    bench.make_parser = container
+    bench.write("0.log", cri_line("open", "P"))
+    bench.read()
+    bench.rename("0.log", "0.log.20240101-000000")
+    assert bench.read(1) == []
+    assert bench.read(6) == ["open"]
+    bench.write("0.log", cri_line("next"))
+    assert bench.read(1) == ["next"]
+    assert bench.tailer.counts.unfinished == 1
+
+
+def test_a_plain_line_without_its_newline_is_not_glued_to_the_next_files_first(bench: Bench) -> None:
+    bench.write("0.log", "one\ntorn")
+    assert bench.read() == ["one"]
+    bench.rename("0.log", "0.log.20240101-000000")
+    bench.write("0.log", "two\n")
+    assert bench.read(1) == ["two"]
+    assert bench.read(10) == ["torn"]
+
+
 def test_a_rotated_raw_file_is_found_by_identity_after_downtime(bench: Bench) -> None:
     bench.write("0.log", "one\n")
     assert bench.read() == ["one"]
