@@ -405,7 +405,11 @@ class Tailer:
         file = Followed(known_as, known_real, descriptor, *identity, parse, path, matched, quiet_since=self._monotonic())
         self._files[identity] = file
         self._inodes[status.st_ino] = self._inodes.get(status.st_ino, 0) + 1
+        replaced = self._by_name.get(path)
         self._by_name[path] = self._by_name[real] = file
+        if replaced is not None and replaced.name == path:
+            # Renamed over, as conmon does at its own maximum size, or about to be found under another name.
+            self._leave(replaced)
         if real != path:
             self._discovery.follow_link(path, real)
         if not matched:

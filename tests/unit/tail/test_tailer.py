@@ -99,6 +99,21 @@ def test_kubelet_rotation_over_and_over_loses_and_doubles_nothing(bench: Bench) 
     assert bench.tailer.open_files == 0, "rotated files are let go"
 
 
+def test_a_file_that_another_is_renamed_over_is_drained_and_then_let_go(bench: Bench) -> None:
+    bench.make_parser = container
+    bench.write("0.log", cri_line("one"))
+    assert bench.read() == ["one"]
+    for turn in range(5):
+        bench.write("0.log", cri_line(f"late {turn}") + cri_line("begun, ", "P"))
+        bench.write("0.log.tmp", cri_line(f"ended {turn}"))
+        bench.rename("0.log.tmp", "0.log")
+        assert bench.read(1) == [f"late {turn}", f"begun, ended {turn}"]
+    bench.read(20)
+    bench.read(20)
+    assert bench.tailer.open_files == 1
+    assert bench.tailer.counts.gaps == 0
+
+
 def test_a_rotated_file_with_more_than_a_round_takes_goes_on_before_its_successor(bench: Bench) -> None:
     old, new = [f"old {number}" for number in range(3000)], [f"new {number}" for number in range(3000)]
     bench.write("0.log", old[0] + "\n")
