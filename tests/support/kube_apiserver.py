@@ -151,8 +151,13 @@ class ApiServer:
         return self._send(urllib.request.Request(self.base_url + path, data, headers, method=method))
 
     def _send(self, request: urllib.request.Request) -> bytes:
-        with urllib.request.urlopen(request, timeout=30, context=self.ssl) as response:
-            content: bytes = response.read()
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=self.ssl) as response:
+                content: bytes = response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                error.add_note(error.read().decode(errors="replace"))
+            raise
         return content
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -1,6 +1,8 @@
 """Objects of a cluster as the API takes them, and the sample API server with faults."""
 
 import asyncio
+import copy
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +11,7 @@ from aiohttp import web
 
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.access import Access
+from lockgate.kube.resources import KNOWN
 from lockgate.sample.kubernetes_api import SampleApi
 from lockgate.sample.kubernetes_store import ObjectStore
 
@@ -48,6 +51,15 @@ def put(store: ObjectStore, resource: Any, item: Object) -> Object:
     if "status" in item:
         made = store.update(resource, made | {"status": item["status"]}, status=True)
     return made
+
+
+def apply(store: ObjectStore, item: Object) -> Object:
+    """Puts an object into the store as given, its status and even its uid, so that a test can name what it expects."""
+    resource = next(each for each in KNOWN if (each.api_version, each.kind) == (item["apiVersion"], item["kind"]))
+    new = copy.deepcopy(item)
+    new["metadata"] = {"uid": str(uuid.uuid4()), "creationTimestamp": "2026-01-01T00:00:00Z"} | new["metadata"]
+    key = "/".join(filter(None, (new["metadata"].get("namespace"), new["metadata"]["name"])))
+    return store._put(resource, key, None, new)
 
 
 class Faults:

@@ -1,5 +1,1 @@
 """Arguments -> one call below. Nothing else."""
-
-from lockgate.cli.main import main
-
-__all__ = ["main"]

@@ -102,6 +102,10 @@ def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context
     return run_up(state, lines_per_second=lines_per_second, context=context)
 
 
+app.command("lockgate.cli.logs:logs")
+app.command("lockgate.cli.query:query")
+
+
 def _load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for
     from lockgate.collector.config import load
 

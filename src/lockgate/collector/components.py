@@ -17,6 +17,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {
         "filelog": "filelog:FilelogReceiver",
         "otlp": "otlp:OtlpReceiver",
+        "sumologic": "sumologic:SumologicReceiver",
     },
     Kind.PROCESSOR: {
         "attributes": "attributes:AttributesProcessor",
@@ -43,6 +44,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "bearertokenauth": "bearertokenauth:BearerTokenAuthExtension",
         "file_storage": "file_storage:FileStorageExtension",
         "health_check": "health_check:HealthCheckExtension",
+        "memory_ballast": "memory_ballast:MemoryBallastExtension",
+        "pprof": "pprof:PprofExtension",
         "query": "query:QueryExtension",
         "sample_cluster": "sample_cluster:SampleClusterExtension",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import gc
 import logging
@@ -143,7 +144,8 @@ def run(configuration: Configuration) -> int:
     except Exception as error:
         for leaf in _leaves(error):
             # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
-            log.error("ended: %s", str(leaf) or repr(leaf), exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
+            text = "; ".join((*getattr(leaf, "__notes__", ()), str(leaf) or repr(leaf)))
+            log.error("ended: %s", text, exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
         return 1
     return 0
 
@@ -191,6 +193,8 @@ def tune_memory() -> None:
             mallopt(_M_ARENA_MAX, 2)
     gc.collect()
     gc.freeze()
+    # At exit what is frozen must be collectable again, or extension modules (DuckDB's nanobind) report all they own as leaked.
+    atexit.register(gc.unfreeze)
 
 
 def resident_bytes() -> float:

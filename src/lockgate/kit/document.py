@@ -71,14 +71,24 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema for booleans, as the collector reads it: `on`, `yes` and `no` are words, not booleans."""
+    """Scalars as the collector's reader takes them (YAML 1.2, with 1.1's underscores): `on`, `yes`, `no`, dates and `12:30` are words."""
 
 
+_RESOLVED_HERE = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "timestamp", "int", "float", "value")}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _RESOLVED_HERE]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 Expand = Callable[[str], tuple[str, list[str]]]
 """Expands a scalar's `${...}`; returns the text and what is worth a warning. Raises ValueError for a malformed reference."""
@@ -103,6 +113,8 @@ def parse(text: str, source: str, expand: Expand | None = None) -> Document:
     except (yaml.YAMLError, RecursionError) as error:
         raise DocumentError([Problem(Mark(source), (), f"not valid YAML: {error}")]) from error
     builder = _Builder(source, expand)
+    if node is not None:
+        builder.note(node)
     value = {} if node is None else builder.build(node, ())
     if builder.problems:
         raise DocumentError(builder.problems)
@@ -116,14 +128,28 @@ class _Builder:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self._constructor = _Loader("")
-        self._nodes = 0
+        self._nodes, self._endless = 0, False
+        self._written: dict[int, set[int]] = {}
+
+    def note(self, root: yaml.Node) -> None:
+        """Remember which keys each mapping was written with: `<<` is resolved in place, also in the mappings that it names."""
+        waiting = [root]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, yaml.MappingNode) and id(node) not in self._written:
+                self._written[id(node)] = {id(key) for key, _ in node.value}
+                waiting += [value for _, value in node.value]
+            elif isinstance(node, yaml.SequenceNode) and id(node) not in self._written:
+                self._written[id(node)] = set()
+                waiting += node.value
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         mark = self.marks[path] = Mark(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
         self._nodes += 1
         if len(path) > MAX_DEPTH or self._nodes > MAX_NODES:
-            if self._nodes <= MAX_NODES + 1 or len(path) == MAX_DEPTH + 1:
+            if not self._endless:
                 self.problems.append(Problem(mark, path[:6], "nested too deeply, or aliases that expand without end", "write it out"))
+            self._endless = True
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -134,17 +160,25 @@ class _Builder:
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            self._constructor.flatten_mapping(node)
+            try:
+                self._constructor.flatten_mapping(node)
+            except yaml.MarkedYAMLError as error:
+                self.problems.append(Problem(self.marks[path], path, f"not valid YAML: {error.problem}", "merge a mapping"))
+                return {}
         result: dict[str, Any] = {}
+        own: set[str] = set()
+        """Keys written here, not taken over by `<<`; only these can be written twice."""
         for key_node, value_node in node.value:
             mark = Mark(self.source, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problems.append(Problem(mark, path, "a key must be a plain word", "quote it, or write a list instead"))
                 continue
             key = key_node.value
-            if key in result:
+            if key in own and id(key_node) in self._written.get(id(node), ()):
                 first = self.marks[(*path, key)]
                 self.problems.append(Problem(mark, (*path, key), f"written twice, first at line {first.line}", "keep one"))
+            if id(key_node) in self._written.get(id(node), ()):
+                own.add(key)
             result[key] = self.build(value_node, (*path, key))
             # The key's own place is where a reader looks for `unknown key`; a scalar's value keeps the key's line as well.
             self.marks[(*path, key)] = mark

@@ -4,6 +4,7 @@ Not prometheus_client: it appends `_total` to every counter, and the collector's
 (`without_type_suffix`, which Sumo Logic's chart sets).
 """
 
+import math
 from collections.abc import Callable
 
 
@@ -80,6 +81,8 @@ def _read(series: Series | Callable[[], float]) -> float:
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return {math.inf: "+Inf", -math.inf: "-Inf"}.get(value, "NaN")
     return str(int(value)) if value == int(value) else repr(value)
 
 

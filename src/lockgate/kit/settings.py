@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
 
@@ -73,36 +74,35 @@ def _resolve(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[P
     holder: type[BaseModel] | None = model
     current: Any = model
     for part in location:
+        members = list(_members(current))
+        models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+        mappings = [member for member in members if get_origin(member) is dict]
+        owner = next((m for m in models if part in m.model_fields or part in _keys(m)), None)
         if isinstance(part, int):
             steps.append(part)
-            current = _item(current)
-            continue
-        models = list(_models(current))
-        owner = next((m for m in models if part in m.model_fields or part in _keys(m)), None)
-        if owner is not None:
-            field = next(f for name, f in owner.model_fields.items() if part in (name, f.alias))
+            current = next((get_args(m)[0] for m in members if get_origin(m) in (list, tuple, set, frozenset)), None)
+        elif owner is not None:
             steps.append(part)
-            holder, current = owner, field.annotation
-        elif get_origin(current) is dict or any(get_origin(a) is dict for a in get_args(current)):
+            holder = owner
+            current = next(field for name, field in owner.model_fields.items() if part in (name, field.alias)).annotation
+        elif len(members) > 1 and (named := [m for m in members if getattr(m, "__name__", "") == part and not get_args(m)]):
+            current = named[0]  # a member of a union, which the user never typed
+        elif mappings and "[" not in part:
             steps.append(part)
-            current = _item(current)
-        elif part == location[-1] and not part.startswith(("function-", "constrained-", "is-instance")) and models:
+            current = get_args(mappings[0])[1]
+        elif models and part == location[-1] and "[" not in part and not part.startswith(("function-", "constrained-", "is-instance")):
             steps.append(part)
             holder = models[0]
-        # else: the name of a union member, which the user never typed
+        # else: the name of a union member, or of a validator
     return tuple(steps), holder
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    else:
+def _members(annotation: Any) -> Iterator[Any]:
+    """What may stand where this annotation is: the members of a union, the type inside Annotated, or itself."""
+    if get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
         for argument in get_args(annotation):
-            yield from _models(argument)
-
-
-def _item(annotation: Any) -> Any:
-    for candidate in (annotation, *get_args(annotation)):
-        if get_origin(candidate) in (list, tuple, dict, set, frozenset):
-            return get_args(candidate)[-1 if get_origin(candidate) is dict else 0]
-    return annotation
+            yield from _members(argument)
+    elif annotation is not None and annotation is not NoneType:
+        yield annotation

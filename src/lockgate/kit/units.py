@@ -5,9 +5,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(r"([+-]?)((?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+)")
+_DURATION_PART = re.compile(r"([0-9.]+)([^0-9.]+)")
 _DURATION_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*((?:[kmgt]i?)?)b?", re.IGNORECASE)
 _SIZE_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -23,32 +24,27 @@ def parse_duration(text: object) -> float:
             return 0.0
         raise ValueError(f"is a number without a unit; write {text}s if seconds are meant")
     body = text.strip()
-    sign = -1.0 if body.startswith("-") else 1.0
-    body = body.lstrip("+-")
-    if body == "0":
+    if body in ("0", "+0", "-0"):
         return 0.0
-    seconds, position = 0.0, 0
-    for part in _DURATION_PART.finditer(body):
-        if part.start() != position:
-            break
-        seconds += float(part[1]) * _DURATION_SECONDS[part[2]]
-        position = part.end()
-    if not body or position != len(body):
+    if (match := _DURATION.fullmatch(body)) is None:
         raise ValueError(f"{text!r} is no duration; write it like 500ms, 30s or 1h30m")
-    return sign * seconds
+    seconds = sum(float(number) * _DURATION_SECONDS[unit] for number, unit in _DURATION_PART.findall(match[2]))
+    return -seconds if match[1] == "-" else seconds
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest spelling that parse_duration reads back."""
-    for unit, size in (("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size and (seconds / size) % 1 < 1e-9:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:g}s"
+    """A short spelling that parse_duration reads back, to the nanosecond."""
+    nanoseconds = round(abs(seconds) * 1e9)
+    sign = "-" if seconds < 0 else ""
+    for unit, size in (("h", 3600 * 10**9), ("m", 60 * 10**9), ("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if nanoseconds and nanoseconds % size == 0:
+            return f"{sign}{nanoseconds // size}{unit}"
+    return f"{sign}{nanoseconds}ns" if nanoseconds else "0s"
 
 
 def parse_size(text: object) -> int:
     """Bytes from `16MiB`, `10MB`, `512k` or a bare number of bytes; raises ValueError for anything else."""
-    if isinstance(text, int) and not isinstance(text, bool):
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import os
-import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import model_validator
 
+from lockgate.kit.settings import Secret
+from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.needs import ComponentSettings, Connect, Need, Read
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -38,15 +39,10 @@ class Access:
     url: str
     """Scheme, host and port, without a slash at the end."""
     token_file: str = ""
-    ca_file: str = ""
     token: str = field(default="", repr=False)
-    ca_data: str = ""
-    """PEM, where it stands in a kubeconfig itself."""
-    cert_file: str = ""
-    key_file: str = ""
+    tls: TlsClientSettings = field(default_factory=TlsClientSettings)
     proxy: str = ""
-    server_name: str = ""
-    """The name that the server's certificate must have, where it is not the address's."""
+    """Instead of the environment's."""
 
     def bearer(self) -> str:
         """The token as it is now, "" where there is none. Raises AccessError."""
@@ -60,26 +56,15 @@ class Access:
                 "set automountServiceAccountToken: true, or auth_type: none where the API server asks for no token"
             ) from error
 
-    def trust(self) -> tuple[float, ...]:
-        """Changes whenever one of the files behind `tls` does."""
-        return tuple(Path(name).stat().st_mtime for name in (self.ca_file, self.cert_file, self.key_file) if name)
-
-    def tls(self) -> ssl.SSLContext | None:
-        """A context that trusts the given CA alone, or the system's where none is given; None for plain HTTP. Raises AccessError."""
-        if not self.url.startswith("https:"):
-            return None
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file or None, cadata=self.ca_data or None)
-            # Kubernetes' own CAs, and those of kubeadm, predate RFC 5280's key usage rules that Python 3.13 turns on by default.
-            context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", ssl.VerifyFlags(0))
-            if self.cert_file:
-                context.load_cert_chain(self.cert_file, self.key_file or None)
-        except (OSError, ssl.SSLError) as error:
-            files = ", ".join(filter(None, (self.ca_file, self.cert_file, self.key_file)))
-            raise AccessError(
-                f"cannot load the certificates {files}: {error}; they must be PEM files that this process may read"
-            ) from error
-        return context
+    def needs(self, reason: str) -> Iterator[Need]:
+        """What asking this server opens and reads."""
+        parts = urlsplit(self.url)
+        yield Connect(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), reason)
+        if self.token_file:
+            # The directory, not the file: the kubelet replaces a token by a rename inside it.
+            yield Read(str(Path(self.token_file).parent), "the token for the Kubernetes API")
+        if parts.scheme == "https":
+            yield from self.tls.needs()
 
 
 class KubernetesClientSettings(ComponentSettings):
@@ -116,21 +101,17 @@ class KubernetesClientSettings(ComponentSettings):
             return from_kubeconfig(Path(self.kubeconfig).expanduser(), self.context)
         token_file = self.token_file if self.auth_type == "serviceAccount" else ""
         url = self.api_server.rstrip("/") or in_cluster_url(os.environ if environment is None else environment)
-        ca_file = self.ca_file or (f"{SERVICE_ACCOUNT}/ca.crt" if Path(f"{SERVICE_ACCOUNT}/ca.crt").exists() else "")
-        return Access(url, token_file, ca_file if url.startswith("https:") else "")
+        own_ca = f"{SERVICE_ACCOUNT}/ca.crt"
+        return Access(url, token_file, tls=TlsClientSettings(ca_file=self.ca_file or (own_ca if Path(own_ca).exists() else "")))
 
     def api_needs(self, reason: str) -> Iterator[Need]:
         """What reaching the API opens and reads, whatever is then asked of it."""
         try:
-            access = self.access()
-            parts = urlsplit(access.url)
-            yield Connect(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), reason)
-            for file in filter(None, (access.token_file, access.ca_file, access.cert_file, access.key_file)):
-                yield Read(file, f"credentials for the Kubernetes API: {reason}")
+            yield from self.access().needs(reason)
         except AccessError:
             # Outside a cluster the address is not known yet; inside, every pod finds it at this name.
             yield Connect("kubernetes.default.svc", 443, reason)
-            yield Read(str(Path(self.token_file).parent), f"credentials for the Kubernetes API: {reason}")
+            yield Read(SERVICE_ACCOUNT, "token and CA for the Kubernetes API")
 
     def needs(self) -> Iterator[Need]:
         """None by itself: whoever holds these settings knows whether the API is used at all, and asks `api_needs`."""
@@ -160,29 +141,32 @@ def from_kubeconfig(path: Path, context: str) -> Access:
         raise AccessError(f"cannot read the kubeconfig {path}: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise AccessError(f"the kubeconfig {path} cannot be used for context {context}: {error}") from error
-    refused: list[str] = [key for key in ("exec", "auth-provider", "username", "client-certificate-data", "client-key-data") if key in user]
-    if cluster.get("insecure-skip-tls-verify"):
-        refused.append("insecure-skip-tls-verify")
-    if refused:
+    if refused := [key for key in ("exec", "auth-provider", "username") if key in user]:
         raise AccessError(
             f"the kubeconfig {path} uses {', '.join(refused)} for context {context}, which Lockgate does not; "
-            "use a token, a tokenFile or client-certificate and client-key files"
+            "use a token or a client certificate"
         )
 
     def file(holder: Mapping[str, Any], key: str) -> str:
         return str(path.parent / holder[key]) if holder.get(key) else ""
 
-    return Access(
-        url,
-        token_file=file(user, "tokenFile"),
-        ca_file=file(cluster, "certificate-authority"),
-        token=str(user.get("token", "")),
-        ca_data=base64.b64decode(cluster.get("certificate-authority-data", "")).decode(),
-        cert_file=file(user, "client-certificate"),
-        key_file=file(user, "client-key"),
-        proxy=str(cluster.get("proxy-url", "")),
-        server_name=str(cluster.get("tls-server-name", "")),
-    )
+    def data(holder: Mapping[str, Any], key: str) -> str:
+        return base64.b64decode(holder.get(key, "")).decode()
+
+    try:
+        tls = TlsClientSettings(
+            ca_file=file(cluster, "certificate-authority"),
+            ca_pem=data(cluster, "certificate-authority-data"),
+            cert_file=file(user, "client-certificate"),
+            cert_pem=data(user, "client-certificate-data"),
+            key_file=file(user, "client-key"),
+            key_pem=Secret(data(user, "client-key-data")),
+            insecure_skip_verify=bool(cluster.get("insecure-skip-tls-verify")),
+            server_name_override=str(cluster.get("tls-server-name", "")),
+        )
+    except ValueError as error:
+        raise AccessError(f"the kubeconfig {path} cannot be used for context {context}: {error}") from error
+    return Access(url, file(user, "tokenFile"), str(user.get("token", "")), tls, str(cluster.get("proxy-url", "")))
 
 
 def _named(content: Mapping[str, Any], section: str, key: str, name: str, path: Path) -> dict[str, Any]:

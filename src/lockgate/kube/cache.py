@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 import sys
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 
-from lockgate.kit.clock import Clock
-from lockgate.kit.metrics import Metrics
 from lockgate.kube.client import Client, Query
 from lockgate.kube.reflector import Reflector
 from lockgate.pipeline.contract import Status
@@ -201,8 +198,8 @@ def _rank(pod: Pod) -> tuple[bool, str, str, str]:
 class Cache(Generic[W]):
     """A query's objects, followed from entering to leaving. The base of PodCache and MetaCache, which say how an object is kept."""
 
-    def __init__(self, client: Client, query: Query, wire: type[W], clock: Clock, log: logging.Logger, metrics: Metrics) -> None:
-        self.query, self.clock, self.log = query, clock, log
+    def __init__(self, client: Client, query: Query, wire: type[W]) -> None:
+        self.query, self.clock = query, client.context.clock
         self.synced = asyncio.Event()
         """Set once everything that existed has been seen."""
         self._statuses: list[Status] = []
@@ -210,10 +207,12 @@ class Cache(Generic[W]):
         self._tasks: asyncio.TaskGroup | None = None
         self._spawned: list[asyncio.Task[Any]] = []
         self._seen: set[str] | None = None
-        self.reflector: Reflector[W] = Reflector(client, query, wire, self, clock, log, self._blocked)
+        self.reflector: Reflector[W] = Reflector(client, query, wire, self, self._blocked)
         labels = {"resource": query.resource.qualified}
         self._events = {
-            kind: metrics.counter(f"otelcol_otelsvc_k8s_{query.resource.kind.lower()}_{kind}", f"{kind} events received", **labels)
+            kind: client.context.metrics.counter(
+                f"otelcol_otelsvc_k8s_{query.resource.kind.lower()}_{kind}", f"{kind} events received", **labels
+            )
             for kind in ("added", "updated", "deleted")
         }
 
@@ -303,15 +302,12 @@ class PodCache(Cache[WirePod]):
         self,
         client: Client,
         query: Query,
-        clock: Clock,
-        log: logging.Logger,
-        metrics: Metrics,
         *,
         keep_labels: bool = True,
         keep_annotations: bool = True,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
-        super().__init__(client, query, WirePod, clock, log, metrics)
+        super().__init__(client, query, WirePod)
         self._keep_labels, self._keep_annotations, self._grace_seconds = keep_labels, keep_annotations, grace_seconds
         self._pods: dict[str, Pod] = {}
         self._graves: list[tuple[float, str]] = []
@@ -321,7 +317,8 @@ class PodCache(Cache[WirePod]):
         self.by_name: PodIndex[tuple[str, str]] = PodIndex(lambda pod: ((pod.namespace, pod.name),))
         self.by_container: PodIndex[str] = PodIndex(lambda pod: {container.id for container in pod.containers if container.id})
         self._indexes: list[PodIndex[Any]] = [self.by_ip, self.by_name, self.by_container]
-        metrics.observe("otelcol_otelsvc_k8s_pod_table_size", "pods known, the deleted ones included", self.__len__)
+        size = "otelcol_otelsvc_k8s_pod_table_size"
+        client.context.metrics.observe(size, "pods known, the deleted ones included", self.__len__)
 
     def by_uid(self, uid: str) -> Pod | None:
         return self._pods.get(uid)
@@ -422,8 +419,8 @@ class PodCache(Cache[WirePod]):
 class MetaCache(Cache[WireMeta]):
     """The metadata of a query's objects, by name (`namespace/name` where they have namespaces) and by UID."""
 
-    def __init__(self, client: Client, query: Query, clock: Clock, log: logging.Logger, metrics: Metrics) -> None:
-        super().__init__(client, query, WireMeta, clock, log, metrics)
+    def __init__(self, client: Client, query: Query) -> None:
+        super().__init__(client, query, WireMeta)
         self._by_uid: dict[str, Meta] = {}
         self._by_name: dict[str, Meta] = {}
 

@@ -11,18 +11,21 @@ Anything that breaks on the way (connection, time-out, half a line) is an aiohtt
 
 from __future__ import annotations
 
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Generic, Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
+from yarl import URL
 
+from lockgate.kit.sometimes import Sometimes
 from lockgate.kube.access import Access
 from lockgate.kube.resources import Resource
+from lockgate.net.proxy import proxy_for
+from lockgate.pipeline.contract import Context
 
 T = TypeVar("T")
 
@@ -115,12 +118,12 @@ class _Status(msgspec.Struct):
 class Client:
     """One API server. Enter it before use; one client serves any number of lists and watches."""
 
-    def __init__(self, access: Access, undecodable: Callable[[str], None] = lambda why: None) -> None:
-        """`undecodable` is told of each object that does not have its resource's shape; it is left out, the others go on."""
-        self.access = access
-        self._undecodable = undecodable
+    def __init__(self, access: Access, context: Context) -> None:
+        """`context` is that of the component that asks first. Raises TlsError where the certificates cannot be used."""
+        self.access, self.context = access, context
         self._session: aiohttp.ClientSession | None = None
-        self._tls: tuple[tuple[float, ...], Any] | None = None
+        self._tls = access.tls.follow(context) if access.url.startswith("https:") else None
+        self._sometimes = Sometimes(context.clock)
 
     async def __aenter__(self) -> Self:
         # A watch holds its connection, and a metadata tier has up to eight of them; a pool's limit would let lists starve behind them.
@@ -153,7 +156,8 @@ class Client:
     async def watch(
         self, query: Query, type_: type[T], version: str, *, initial: bool = False, timeout_seconds: int = 300
     ) -> AsyncIterator[Event[T]]:
-        """Events after `version`, until the server ends the watch (at the latest after `timeout_seconds`).
+        """Events after `version`, until the server ends the watch (at the latest after `timeout_seconds`) or is silent for IDLE_SECONDS: a
+        quiet cluster and a dead connection look alike, and resuming serves both.
 
         `initial` asks for a WatchList: everything that exists as ADDED, then a bookmark with `initial_end`. Raises ApiError 400 or 422
         where the server does not offer that, Gone where `version` is too old.
@@ -184,7 +188,10 @@ class Client:
         try:
             return decoder.decode(raw)
         except msgspec.DecodeError as error:
-            self._undecodable(f"an object of {query.resource.qualified} is left out: {error}")
+            # The others go on; one object of a shape that nobody expected must not cost the whole cluster's metadata.
+            if (kept_back := self._sometimes.now((query, str(error)))) is not None:
+                what = query.resource.qualified
+                self.context.logger.warning("an object of %s is left out: %s (%d more were not logged)", what, error, kept_back)
             return None
 
     def _parameters(self, query: Query) -> dict[str, str]:
@@ -208,9 +215,9 @@ class Client:
                 params=parameters,
                 headers=headers,
                 timeout=timeout,
-                ssl=self._context(),
-                proxy=self.access.proxy or _proxy(url),
-                server_hostname=self.access.server_name or None,
+                ssl=self._tls.context() if self._tls else True,
+                proxy=self.access.proxy or proxy_for(URL(url), os.environ),
+                server_hostname=self.access.tls.server_name_override or None,
             ) as response:
                 if response.status == 401 and attempt == 1:
                     # The token may have rotated between the read and the server's look at it.
@@ -221,13 +228,6 @@ class Client:
                     raise await self._refusal(response, verb, query)
                 yield response
                 return
-
-    def _context(self) -> Any:
-        """TLS as the files are now: rotated CAs and certificates are taken up at the next request."""
-        seen = self.access.trust()
-        if self._tls is None or self._tls[0] != seen:
-            self._tls = (seen, self.access.tls() or True)
-        return self._tls[1]
 
     async def _refusal(self, response: aiohttp.ClientResponse, verb: str, query: Query) -> ApiError:
         body = (await response.content.read(64 << 10)).strip()
@@ -270,10 +270,16 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Whole lines alone: what a broken connection leaves of one is dropped, and comes again after the resume."""
+    """Whole lines alone: what a broken connection leaves of one is dropped, and comes again after the resume. Ends where nothing comes."""
     pieces: list[bytes] = []
     size = 0
-    async for chunk in response.content.iter_any():
+    while True:
+        try:
+            chunk = await response.content.readany()
+        except TimeoutError:
+            return
+        if not chunk:
+            return
         first, *others = chunk.split(b"\n")
         pieces.append(first)
         size += len(first)
@@ -290,11 +296,3 @@ def _decoded(decoder: msgspec.json.Decoder[T], content: bytes) -> T:
         return decoder.decode(content)
     except msgspec.DecodeError as error:
         raise aiohttp.ClientPayloadError(f"the answer is no Kubernetes API's: {error}") from error
-
-
-def _proxy(url: str) -> str | None:
-    """The environment's proxy for this URL (HTTPS_PROXY, NO_PROXY and the like), None where it is reached directly."""
-    parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)

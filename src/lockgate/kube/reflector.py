@@ -7,7 +7,6 @@ which the sink keeps what it has: what the new list does not mention is removed 
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Generic, Never, Protocol, TypeVar
@@ -15,7 +14,6 @@ from typing import Generic, Never, Protocol, TypeVar
 import aiohttp
 
 from lockgate.kit.backoff import delays
-from lockgate.kit.clock import Clock
 from lockgate.kube.access import AccessError
 from lockgate.kube.client import ApiError, Client, Gone, Query
 
@@ -24,6 +22,8 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """client-go waits from 0.8 to 30 s, with jitter."""
+PAGE_LIMIT = 500
+"""Objects a page; client-go's, and some 5 MB of pods."""
 SHORT_WATCH_SECONDS = 1.0
 """A watch that ends sooner counts as a failure, or a server that ends each at once would be asked without pause."""
 
@@ -53,18 +53,16 @@ class Reflector(Generic[T]):
         query: Query,
         type_: type[T],
         sink: Sink[T],
-        clock: Clock,
-        log: logging.Logger,
         blocked: Callable[[str], None] = lambda reason: None,
         rng: random.Random | None = None,
     ) -> None:
         """`blocked` is told the reason while this cannot go on, and "" when it can again."""
         self._client, self._query, self._type, self._sink = client, query, type_, sink
-        self._clock, self._log, self._blocked = clock, log, blocked
+        self._clock, self._log, self._blocked = client.context.clock, client.context.logger, blocked
         self._rng = rng or random.Random()
         self._version = ""
         self._watch_list = True
-        self._page_limit = 500
+        self._page_limit = PAGE_LIMIT
         self._synced = False
         self._reason = ""
         self._failures = 0
@@ -92,6 +90,7 @@ class Reflector(Generic[T]):
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 problem = f"cannot reach the Kubernetes API at {self._client.access.url}: {type(error).__name__}: {error}"
             if not problem and self._clock.monotonic() - started >= SHORT_WATCH_SECONDS:
+                self._well()
                 continue
             if self._failures == 0:
                 waits = delays(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, 2.0, uniform=self._rng)
@@ -122,6 +121,9 @@ class Reflector(Generic[T]):
             if not initial:
                 self._version = event.version or self._version
                 self._well()
+        if initial:
+            # The server, or a proxy before it, takes the parameters and does not know what they mean.
+            self._watch_list = False
 
     async def _list(self) -> None:
         version = ""
@@ -135,11 +137,12 @@ class Reflector(Generic[T]):
             self._page_limit = 0
             raise
         self._sink.end()
-        self._version = version
+        self._version, self._page_limit = version, PAGE_LIMIT
         self._well()
 
     def _well(self) -> None:
-        self._failures, self._synced = 0, True
+        """The server answers as it should."""
+        self._failures, self._synced = 0, self._synced or bool(self._version)
         if self._reason:
             self._log.info("%s in %s are followed again", self._query.resource.qualified, self._query.where)
             self._say("")

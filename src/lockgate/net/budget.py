@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 
 class ByteBudget:
@@ -29,7 +30,8 @@ class ByteBudget:
                 if turn.done() and not turn.cancelled():
                     self.release(size)  # it was given in the moment of the cancellation
                 else:
-                    self._waiting.remove(entry)
+                    with suppress(ValueError):  # `_give` has met it already, when several are cancelled at once
+                        self._waiting.remove(entry)
                     self._give()
                 raise
         else:
@@ -42,9 +44,11 @@ class ByteBudget:
         self._give()
 
     def _give(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            size, turn = self._waiting.popleft()
-            if turn.done():
-                continue
-            self._free -= size
-            turn.set_result(None)
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if not turn.done():
+                if size > self._free:
+                    return
+                self._free -= size
+                turn.set_result(None)
+            self._waiting.popleft()

@@ -245,11 +245,14 @@ class GrpcClient:
         while self._all:
             await next(iter(self._all)).gone.wait()  # as long as closing lingers, at most
 
-    async def call(self, method: str, message: bytes, timeout_seconds: float | None) -> bytes:
-        """The answer to one request of one message; `method` is its path. Raises GrpcError; cancelling it cancels the request."""
+    async def call(self, method: str, message: bytes, timeout_seconds: float | None, metadata: Mapping[str, str] | None = None) -> bytes:
+        """The answer to one request of one message; `method` is its path, `metadata` goes beside the configured headers.
+
+        Raises GrpcError. Cancelling it cancels the request.
+        """
         compression = self._settings.compression
         body = await compress_off_loop(self._context.host.executor, message, compression)
-        headers = [*self._headers, *(await self._credentials()), ("grpc-accept-encoding", "identity")]
+        headers = [*self._headers, *(metadata or {}).items(), *(await self._credentials()), ("grpc-accept-encoding", "identity")]
         compressed = compression not in ("", "none")
         if compressed:
             headers.append(("grpc-encoding", compression))

@@ -4,6 +4,7 @@ One attempt per call and a verdict in the pipeline's words: what never reached a
 answer's status means is the caller's to say. URLs are never shown whole: an HTTP source's path is its secret.
 """
 
+import base64
 import errno
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
 from lockgate.kit.document import Path
@@ -111,6 +112,13 @@ class HttpClientSettings(ComponentSettings):
             parse_proxy(value)
         return value
 
+    @model_validator(mode="after")
+    def _level_exists(self) -> Self:
+        level, is_zstd = self.compression_params.level, self.compression == "zstd"
+        if level is not None and not is_zstd and not 0 <= level <= 9:
+            raise ValueError(f"compression_params.level {level} does not exist for {self.compression}; use 0 to 9")
+        return self
+
     def urls(self) -> list[str]:
         """Every URL that requests go to; a client with more than one adds them here."""
         return [self.endpoint] if self.endpoint else []
@@ -120,7 +128,9 @@ class HttpClientSettings(ComponentSettings):
         return parse_proxy(self.proxy_url) if self.proxy_url else proxy_for(url, os.environ)
 
     def needs(self) -> Iterator[Need]:
-        yield from super().needs()
+        # Over plain HTTP no certificate is read.
+        unused = set() if any(url.startswith("https:") for url in self.urls()) else set(self.tls.needs())
+        yield from (need for need in super().needs() if need not in unused)
         seen: set[tuple[str, int]] = set()
         for text in self.urls():
             url = URL(text)
@@ -218,13 +228,15 @@ class HttpClient:
         try:
             credentials = await self._credentials()
             proxy = settings.proxy(target)
+            to_proxy = _proxy_credentials(proxy)
             async with self._session.post(
                 target,
                 data=sent,
-                headers={**headers, **encoding, **self._headers, **credentials},
+                # A tunnel's credentials go into its CONNECT, those of a forwarded request into the request.
+                headers={**headers, **encoding, **self._headers, **credentials, **(to_proxy if target.scheme == "http" else {})},
                 allow_redirects=False,
                 proxy=proxy.with_user(None) if proxy else None,
-                proxy_auth=aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy and proxy.user else None,
+                proxy_headers=to_proxy if target.scheme == "https" else None,
                 server_hostname=settings.tls.server_name_override or None,
                 ssl=self._tls.context() if self._tls else True,
             ) as response:
@@ -257,6 +269,12 @@ class HttpClient:
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return "the server closed the connection without an answer"
         return f"{type(error).__name__}: {error}"
+
+
+def _proxy_credentials(proxy: URL | None) -> dict[str, str]:
+    if proxy is None or not proxy.user:
+        return {}
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(f'{proxy.user}:{proxy.password or str()}'.encode()).decode()}"}
 
 
 async def _bounded(stream: aiohttp.StreamReader) -> bytes:

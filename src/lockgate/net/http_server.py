@@ -13,6 +13,7 @@ aiohttp serves; it neither inflates bodies by itself (it does so on the loop, wi
 
 import asyncio
 import fnmatch
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -175,6 +176,8 @@ class HttpServer:
         self.budget = Budget(settings.max_bytes_in_flight)
         self._encodings = frozenset(settings.compression_algorithms) | ({"identity"} if "" in settings.compression_algorithms else set())
         self._headers = {name: value.get_secret_value() for name, value in settings.response_headers.items()}
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self._server: _Server | None = None
         self._listener: asyncio.Server | None = None
         self._tls = settings.tls.follow(context, ("http/1.1",)) if settings.tls else None
@@ -209,15 +212,24 @@ class HttpServer:
                 backlog=1024,
             )
         except OSError as error:
-            error.add_note(f"cannot listen on {self.settings.endpoint} for {self._context.kind.singular} {self._context.id}")
-            raise
+            who = f"{self._context.kind.singular} {self._context.id}"
+            cause = os.strerror(error.errno).lower() if error.errno else str(error)
+            raise OSError(error.errno, f"cannot listen on {self.settings.endpoint} for {who}: {cause}; set another endpoint") from error
 
-    async def stop(self, drain_seconds: float = 5.0) -> None:
-        """Stops listening; requests under way may end, for so long."""
+    async def stop(self, drain_seconds: float = 3.0) -> None:
+        """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
         if self._listener is not None:
             self._listener.close()
         if self._server is not None:
-            await self._server.shutdown(drain_seconds)
+            self._server.pre_shutdown()
+            if self._under_way:
+                await asyncio.wait(set(self._under_way), timeout=drain_seconds)
+            self._stopping = True
+            for task in (left := set(self._under_way)):
+                task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=drain_seconds)
+            await self._server.shutdown(0.1)
         self._listener = self._server = None
 
     @asynccontextmanager
@@ -261,8 +273,8 @@ class HttpServer:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _inflate(self, raw: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity"):
-            return raw
+        if encoding in ("", "identity") or not raw:
+            return raw  # a body of no bytes holds nothing, however it is labelled
         limit = self.settings.inflated_limit
         try:
             if len(raw) <= OFFLOAD_BYTES // 4:
@@ -274,8 +286,18 @@ class HttpServer:
             raise HttpRefusal(400, f"the body is not what its Content-Encoding says: {error}") from error
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
         try:
             response = await self._answer(request)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            response = refused(HttpRefusal(503, "the server is stopping; try again", _RETRY_SECONDS))
+            response.force_close()
         except HttpRefusal as refusal:
             response = refused(refusal)
         except Exception:
@@ -285,7 +307,7 @@ class HttpServer:
         if not request.content.is_eof() or not self.settings.keep_alives_enabled:
             # Whatever of the body is still to come would be read for nothing, or taken for the next request.
             response.force_close()
-        response.headers.update(self._headers)
+        response.headers.update({"Server": "lockgate"} | self._headers)
         self._add_cors(request, response)
         try:
             async with asyncio.timeout(self.settings.write_timeout or None):

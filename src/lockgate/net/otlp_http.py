@@ -90,7 +90,7 @@ class OtlpHttp:
             transport="http",
             status=str(refusal.status),
         ).add()
-        if refusal.status < 500 and (kept_back := self._sometimes.now((refusal.status, refusal.reason))) is not None:
+        if refusal.status < 500 and (kept_back := self._sometimes.now(refusal.status)) is not None:
             more = f" ({kept_back} more like this were not logged)" if kept_back else ""
             self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 

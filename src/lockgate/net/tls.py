@@ -266,7 +266,7 @@ async def explain(error: BaseException, host: str, port: int, server_name: str =
         return None
     met = await _presented(host, port, server_name or host)
     issued = f" (subject {met[0]}, issued by {met[1]})" if met else ""
-    if failure.verify_code == 62:  # X509_V_ERR_HOSTNAME_MISMATCH
+    if failure.verify_code in (62, 63, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, .._EMAIL_MISMATCH, .._IP_ADDRESS_MISMATCH
         mend = "set server_name_override to a name that the certificate has"
     elif failure.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
         mend = "renew the server's certificate, or set this machine's clock"
@@ -277,10 +277,11 @@ async def explain(error: BaseException, host: str, port: int, server_name: str =
 
 def _verification_failure(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
     while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
+        # aiohttp's own error is a SSLCertVerificationError as well, but an empty one: the real one is inside.
+        inner = getattr(error, "certificate_error", None) or error.__cause__ or error.__context__
+        if isinstance(error, ssl.SSLCertVerificationError) and hasattr(error, "verify_code"):
             return error
-        inner = getattr(error, "certificate_error", None)  # aiohttp.ClientConnectorCertificateError
-        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+        error = inner if isinstance(inner, BaseException) else None
     return None
 
 

@@ -27,6 +27,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+DEFAULT_STATE = Path(".lockgate")
+"""Where everything is written, and where `lockgate logs` and `lockgate query` look first."""
 _PR_SET_PDEATHSIG = 1
 READY_SECONDS = 30
 """How long the roles may take to become ready before `up` gives up; on two cores they take some three."""
@@ -91,6 +93,7 @@ class Up:
                 "backend",
                 "backend",
                 {
+                    "LOCKGATE_STATE": str(self.state),  # where `lockgate logs` and `lockgate query` look first
                     "LOCKGATE_BACKEND_PORT": str(backend),
                     "LOCKGATE_QUERY_PORT": str(self.query_port),
                     "LOCKGATE_OTLP_HTTP_PORT": str(self._port(0)),
@@ -213,20 +216,17 @@ class Up:
             state = Text("ready", "green") if role.ready else Text(role.blocked or "starting", "yellow")
             cells = [f"{role.rates.get(key, 0):,.0f}" for key in ("in", "out")]
             table.add_row(role.name, state, *cells, f"{role.totals.get('out', 0):,.0f}", f"{role.cpu:.1f}", f"{role.rss:.0f}")
-        lockgate = "lockgate" if shutil.which("lockgate") else f"{Path(sys.executable).parent}/lockgate"
+        lockgate = "lockgate" if shutil.which("lockgate") else str(Path(sys.executable).parent / "lockgate")
+        where = "" if self.state == DEFAULT_STATE.absolute() else f" --state {self.state}"
         hints = Text.assemble(
-            ("\nquery it:  ", "dim"),
-            f"{lockgate} logs --namespace shop --follow --state {self._state_text()}\n",
-            ("           ", ""),
-            f'{lockgate} query --state {self._state_text()} "SELECT namespace, pod, count(*) FROM logs GROUP BY ALL"\n',
+            ("\nask it     ", "dim"),
+            f"{lockgate} logs{where} --namespace shop --follow\n",
+            f'           {lockgate} query{where} "SELECT namespace, pod, count(*) FROM logs GROUP BY ALL"\n',
             ("Ctrl-C stops everything", "dim"),
+            no_wrap=True,
+            overflow="ignore",
         )
         return Group(table, hints)
-
-    def _state_text(self) -> str:
-        with contextlib.suppress(ValueError):
-            return str(self.state.relative_to(Path.cwd()))
-        return str(self.state)
 
 
 def _die_with_parent() -> None:

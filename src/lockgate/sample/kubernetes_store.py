@@ -157,23 +157,6 @@ class ObjectStore:
         for namespace in ("default", "kube-system"):
             self.create(NAMESPACES, {"metadata": {"name": namespace}})
 
-    def apply(self, action: str, item: Mapping[str, Any]) -> None:
-        """What the sample's node tells: `apply` makes an object exist as given, its status and even its uid (which stands in its logs'
-        path); `delete` removes it at once."""
-        resource = next(resource for resource in KNOWN if (resource.api_version, resource.kind) == (item["apiVersion"], item["kind"]))
-        new = copy.deepcopy(dict(item))
-        key = _key_of(resource, new)
-        old = self._objects[resource].get(key)
-        if action == "delete":
-            if old is not None:
-                self._remove(resource, key)
-            return
-        made = old or {"metadata": {"uid": str(uuid.uuid4()), "creationTimestamp": self._now()}}
-        kept = {name: made["metadata"][name] for name in ("uid", "creationTimestamp")}
-        new["metadata"] = kept | new["metadata"] | ({"creationTimestamp": kept["creationTimestamp"]} if old else {})
-        if old is None or _with(new, resourceVersion=old["metadata"]["resourceVersion"]) != old:
-            self._put(resource, key, old, new)
-
     def create(self, resource: Resource, item: Mapping[str, Any], namespace: str = "") -> Object:
         """The object as stored. Raises StoreError."""
         new = copy.deepcopy(dict(item))
@@ -305,17 +288,15 @@ class ObjectStore:
                 kept[key] = old["metadata"][key]
         new = new | {"metadata": new["metadata"] | kept | {"resourceVersion": old["metadata"]["resourceVersion"]}}
         # A write that changes nothing makes no version and no event, as there.
-        return old if new == old else self._put(resource, _key_of(resource, old), old, new)
+        return old if _same(new, old) else self._put(resource, _key_of(resource, old), old, new)
 
     def _put(self, resource: Resource, key: str, old: Object | None, new: Object) -> Object:
         self.version += 1
         parts = {name: part for name, part in new.items() if name in ("spec", "status", "data") and isinstance(part, dict)}
-        managed = {"manager": "sample", "operation": "Update", "apiVersion": resource.api_version, "time": self._now()}
+        managed: Object = {"manager": "sample", "operation": "Update", "apiVersion": resource.api_version, "time": self._now()}
         managed |= {"fieldsType": "FieldsV1", "fieldsV1": _fields_v1(parts)}
         new = _with(new, resourceVersion=str(self.version), managedFields=[managed])
-        if resource is PODS and "containerStatuses" in new["status"]:
-            shown = [_CONTAINER_STATUS | status for status in new["status"]["containerStatuses"]]
-            new["status"] = new["status"] | {"containerStatuses": shown}
+        new = _shown(new)
         self._objects[resource][key] = new
         self._tell(Change(self.version, resource, old, new))
         return new
@@ -418,6 +399,20 @@ def _key_of(resource: Resource, item: Object) -> str:
 
 def _with(item: Object, **meta: Any) -> Object:
     return item | {"metadata": item["metadata"] | meta}
+
+
+def _shown(item: Object) -> Object:
+    """With the fields that the API always shows."""
+    statuses = item.get("status", {}).get("containerStatuses")
+    if not statuses:
+        return item
+    return item | {"status": item["status"] | {"containerStatuses": [_CONTAINER_STATUS | status for status in statuses]}}
+
+
+def _same(new: Object, old: Object) -> bool:
+    """Whether a write changes nothing but what the server writes itself."""
+    own = {name: old["metadata"].get(name) for name in ("resourceVersion", "managedFields")}
+    return _shown(_with(new, **own)) == old
 
 
 def _merge(target: Any, patch: Any) -> Any:

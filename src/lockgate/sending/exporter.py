@@ -177,7 +177,7 @@ class QueuedExporter(Exporter[S]):
             lost = 0
             if rejected is not None and (lost := min(rejected.records, batch.count)):
                 self._lost(batch, rejected.reason, lost)
-            elif rejected is not None and (kept_back := self._sometimes.now(rejected.reason)) is not None:
+            elif rejected is not None and (kept_back := self._sometimes.now(("remark", batch.signal))) is not None:
                 self.log.warning("%s%s", rejected.reason, _kept_back(kept_back))
             self._count("sent", batch, batch.count - lost)
 
@@ -230,7 +230,7 @@ class QueuedExporter(Exporter[S]):
 
     def _lost(self, batch: Batch, reason: str, records: int) -> None:
         self._count("send_failed", batch, records)
-        if (kept_back := self._sometimes.now(reason)) is not None:
+        if (kept_back := self._sometimes.now(("lost", batch.signal))) is not None:
             self.log.error("%d %s were refused for good: %s%s", records, batch.signal.items, reason, _kept_back(kept_back))
 
     def _count(self, event: str, batch: Batch, amount: int | None = None) -> None:

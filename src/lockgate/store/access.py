@@ -27,10 +27,8 @@ class Access:
 
 
 def default_state_directory() -> Path:
-    """`$LOCKGATE_STATE_DIRECTORY`, or `lockgate` in the XDG state directory (~/.local/state)."""
-    if named := os.environ.get("LOCKGATE_STATE_DIRECTORY"):
-        return Path(named)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "lockgate"
+    """`$LOCKGATE_STATE`, or `.lockgate` where `lockgate up` keeps everything."""
+    return Path(os.environ.get("LOCKGATE_STATE") or ".lockgate")
 
 
 def publish(directory: Path, address: str) -> Access:
@@ -49,28 +47,34 @@ def publish(directory: Path, address: str) -> Access:
 def withdraw(directory: Path, access: Access) -> None:
     """Removes the file, unless another process has taken its place."""
     try:
-        if find(directory) == access:
+        if _read(directory / _NAME) == access:
             (directory / _NAME).unlink()
     except (NotRunning, OSError):
         pass
 
 
-def find(directory: Path) -> Access:
-    """The running store's access; raises NotRunning."""
-    file = directory / _NAME
-    mend = "start one: lockgate run --config backend (or lockgate up)"
-    try:
-        access = msgspec.json.decode(file.read_bytes(), type=Access)
-    except FileNotFoundError:
-        raise NotRunning(f"no store is running here: {file} is missing; {mend}") from None
-    except PermissionError:
-        raise NotRunning(f"{file} belongs to another user; ask as the user who runs the store") from None
-    except (OSError, msgspec.DecodeError) as error:
-        raise NotRunning(f"cannot read {file}: {error}; {mend}") from None
+def find(state: Path) -> Access:
+    """The running store's access, in this state directory or in its `backend`, where `lockgate up` puts it; raises NotRunning."""
+    candidates = [state / _NAME, state / "backend" / _NAME]
+    access = _read(next((file for file in candidates if file.exists()), candidates[0]))
     try:
         os.kill(access.pid, 0)
     except ProcessLookupError:
-        raise NotRunning(f"no store is running here: process {access.pid}, which wrote {file}, has ended; {mend}") from None
+        raise NotRunning(f"no store is running here: process {access.pid}, which is named in {state}, has ended; {_MEND}") from None
     except PermissionError:
         pass  # it lives, under another user
     return access
+
+
+_MEND = "start one (lockgate up, or lockgate run --config backend), or name its state directory with --state"
+
+
+def _read(file: Path) -> Access:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Access)
+    except FileNotFoundError:
+        raise NotRunning(f"no store is running here: {file} is missing; {_MEND}") from None
+    except PermissionError:
+        raise NotRunning(f"{file} belongs to another user; ask as the user who runs the store") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise NotRunning(f"cannot read {file}: {error}; {_MEND}") from None

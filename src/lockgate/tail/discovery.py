@@ -19,7 +19,7 @@ from lockgate.tail.patterns import Patterns, State
 _STRUCTURE = flags.CREATE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE
 _WATCHED = _STRUCTURE | flags.MODIFY | flags.ATTRIB | flags.ONLYDIR
 _LENGTH = struct.Struct("=12xI")
-_HEAD = struct.Struct("=iI")
+_HEAD = struct.Struct("=iII")
 _READ_BYTES = 256 << 10
 _MAX_DIRECTORIES = 100_000
 
@@ -59,6 +59,10 @@ class Changes:
     """(directory, name) of files written to or truncated."""
     directories: set[str] = field(default_factory=set)
     """Directories whose names changed."""
+    moved: list[tuple[str, str]] = field(default_factory=list)
+    """(old path, new path) of files that had a name which the patterns mean, and were renamed in their directory."""
+    moves: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Halves of renames: watch and old name by the kernel's cookie."""
     overflow: bool = False
 
 
@@ -144,16 +148,24 @@ class Discovery:
                     self._event(event, changes)
 
     def _event(self, event: bytes, changes: Changes) -> None:
-        watch, mask = _HEAD.unpack_from(event)
+        watch, mask, cookie = _HEAD.unpack_from(event)
         if mask & flags.Q_OVERFLOW:
             changes.overflow = True
             return
         paths = self._by_watch.get(watch, set())
+        name = os.fsdecode(event[16:].rstrip(b"\0"))
         if mask & flags.MODIFY:
-            name = os.fsdecode(event[16:].rstrip(b"\0"))
             changes.modified.update((path, name) for path in paths)
             return
         changes.directories.update(paths)
+        if mask & flags.MOVED_FROM:
+            changes.moves[cookie] = watch, name
+        elif mask & flags.MOVED_TO and (origin := changes.moves.pop(cookie, None)) is not None and origin[0] == watch:
+            for path in paths:
+                old = f"{path.rstrip('/')}/{origin[1]}"
+                directory = self._directories.get(path)
+                if directory is not None and self._patterns.step(directory.state, origin[1])[1] and not self._patterns.excluded(old):
+                    changes.moved.append((old, f"{path.rstrip('/')}/{name}"))
         if mask & flags.IGNORED:
             for path in self._by_watch.pop(watch, set()):
                 if path in self._directories:

@@ -19,12 +19,13 @@ from lockgate.tail.patterns import Patterns
 from lockgate.wire.parsed import Left
 
 _LEAST_CHUNK = 64 << 10
+_LEAST_READ = 4 << 10
 _COMPRESSED = (".gz", ".tmp", ".zst", ".bz2", ".xz", ".zip")
 _MAX_PROBLEMS = 1000
 _SWEEP_SECONDS = 10.0
 """How often everything is looked at although inotify works: the bound on what a lost event costs."""
 _LEAVING_SECONDS = 1.0
-_SCAN_SHARE = 0.02
+_SCAN_SHARE = 0.01
 """The most of a core that looking at directories may take; polling a thousand directories costs some 30 ms."""
 
 
@@ -193,14 +194,14 @@ class Tailer:
         left_bytes, left_records = max_bytes, max_records
         todo = list(self._ready)
         share = max(_LEAST_CHUNK, max_bytes // max(1, len(todo)))
-        while todo and left_bytes > 0 and left_records > 0:
+        while todo and left_bytes > _LEAST_READ and left_records > 0:
             unread: list[Followed] = []
             for file in todo:
-                if left_bytes <= 0 or left_records <= 0:
+                if left_bytes <= _LEAST_READ or left_records <= 0:
                     break
                 # To the end of the line, so that nobody starves.
                 self._ready.pop(file, None)
-                size = min(share, left_bytes, int(left_records * file.bytes_per_record * 1.2) + 4096)
+                size = min(share, left_bytes, int(left_records * file.bytes_per_record * 1.2) + _LEAST_READ)
                 used, records, more = self._read(file, max(size, file.chunk_bytes), left_records, round_)
                 left_bytes -= used
                 left_records -= records
@@ -228,9 +229,16 @@ class Tailer:
             self._scan(now)
         elif changes.directories:
             self._discovery.rescan(changes.directories)
-        if everything or self.descriptor < 0:
+        for old, new in changes.moved:
+            self._moved(old, new)
+        if everything:
             self._check_sizes(self._files.values())
-            self._next_sweep = now + (_SWEEP_SECONDS if self.descriptor >= 0 else self.options.poll_seconds)
+            self._next_sweep = now + _SWEEP_SECONDS
+        elif self.descriptor < 0:
+            # The size alone costs a third of the whole status.
+            for file in self._files.values():
+                if os.lseek(file.descriptor, 0, os.SEEK_END) != file.size:
+                    self._ready[file] = None
         if self._leaving and now >= self._next_leaving:
             self._next_leaving = now + min(_LEAVING_SECONDS, self.options.linger_seconds)
             self._check_leaving(now)
@@ -245,15 +253,17 @@ class Tailer:
         self._old_problems, self.problems = self.problems, {}
         self._discovery.scan()
         if not self._looked:
-            self._looked = self._from_start = True
+            self._from_start = True
             for directory in sorted({os.path.dirname(path) for entry in self._saved.values() for path in (entry.real, entry.path)}):
                 self._discovery.look_in(directory)
+            self._looked = True
         self._check_saved()
-        cost = self._monotonic() - now
         pause = self.options.poll_seconds if self.descriptor < 0 else _SWEEP_SECONDS
         if self.missing or self._waiting:
             pause = min(pause, 1.0)
-        self._next_scan = now + max(pause, cost / _SCAN_SHARE)
+        # The first look opens everything, which says nothing of the cost of the next.
+        cost = self._monotonic() - now if self.counts.scans > 1 else 0.0
+        self._next_scan = now + max(pause, min(cost / _SCAN_SHARE, _SWEEP_SECONDS))
 
     def _check_sizes(self, files: Iterable[Followed]) -> None:
         for file in files:
@@ -291,15 +301,35 @@ class Tailer:
                     self._gap(entry.size - entry.position)
                 self._forget(entry)
                 continue
-            if path not in (entry.path, entry.real):
-                self._saved[identity] = structs.replace(entry, real=path)
             if status.st_size != entry.position:
                 self.appeared(path, entry.inode, matched)
+            if path not in (entry.path, entry.real) and identity in self._saved:
+                self._saved[identity] = structs.replace(entry, real=path)
+
+    def _moved(self, old: str, new: str) -> None:
+        """A file that was made and rotated between two looks: known by its rename alone."""
+        try:
+            status = os.stat(new)
+            identity = status.st_dev, status.st_ino
+            if identity in self._files or identity in self._saved or identity in self.options.own or not self._make_room():
+                return
+            descriptor, real = self._roots.open(new)
+        except FileNotFoundError:
+            return
+        except (OSError, Refused) as error:
+            self.unreadable(new, error)
+            return
+        self.counts.rotations += 1
+        self._adopt(new, real, descriptor, False, old)
 
     # Told by the discovery.
 
     def appeared(self, path: str, inode: int, matched: bool) -> bool:
-        if not matched and (inode not in self._inodes or path.endswith(_COMPRESSED)):
+        if path.endswith(_COMPRESSED):
+            if matched:
+                self.unreadable(path, Refused(f"{path} is compressed, and not read; exclude it"))
+            return not matched
+        if not matched and inode not in self._inodes:
             return True
         try:
             status = os.stat(path)
@@ -316,7 +346,8 @@ class Tailer:
             age = self.options.exclude_older_than_seconds
             if entry is None and age and stat.S_ISREG(status.st_mode) and self._unix_nano() - status.st_mtime_ns > age * 1e9:
                 return False
-            if entry is not None and entry.position == status.st_size and (not matched or len(self._files) >= self.options.max_files):
+            full = len(self._files) >= self.options.max_files
+            if entry is not None and entry.position == status.st_size and (full or (self._looked and not matched)):
                 return True  # nothing to read
             if not self._make_room():
                 self._waiting += 1
@@ -352,7 +383,7 @@ class Tailer:
 
     # Files come and go.
 
-    def _adopt(self, path: str, real: str, descriptor: int, matched: bool) -> None:
+    def _adopt(self, path: str, real: str, descriptor: int, matched: bool, rotated_from: str = "") -> None:
         status = os.fstat(descriptor)
         identity = status.st_dev, status.st_ino
         if identity in self._files or identity in self.options.own:
@@ -360,7 +391,7 @@ class Tailer:
             return
         entry = self._saved.get(identity)
         # A rotated file is still the log of the container whose path it had.
-        known_as, known_real = (entry.path, entry.real) if entry is not None and not matched else (path, real)
+        known_as, known_real = (entry.path, entry.real) if entry is not None and not matched else (rotated_from or path, real)
         parse = self._make_parser(known_as, known_real, descriptor)
         file = Followed(known_as, known_real, descriptor, *identity, parse, path, matched, quiet_since=self._monotonic())
         self._files[identity] = file
@@ -460,8 +491,8 @@ class Tailer:
             number = entry.lives + 1  # so that two contents never share a key, whatever they begin with
             if entry.size > entry.position:
                 self._gap(entry.size - entry.position)
-            if not file.matched:
-                self._close(file, keep=False)  # somebody else's file, on an inode used again
+            if not file.matched and not file.name.startswith((entry.path, entry.real)):
+                self._close(file, keep=False)  # somebody else's file, on an inode used again; not a rotated one of this log
                 return
         file.life = Life(life_key(file.device, file.inode, line, number), number)
         file.first = len(content), digest(content)
@@ -536,9 +567,9 @@ class Tailer:
             flush = Flush.QUIET
         parsed = file.parse(chunk, max_records, flush, self._unix_nano())
         skipping = False
-        if not parsed.consumed and not at_end:
+        if not parsed.consumed and (not at_end or len(chunk) >= self._max_chunk):
             # One record does not fit. At the bound it is cut: what then follows of its line is dropped.
-            if size < self._max_chunk:
+            if len(chunk) < self._max_chunk:
                 file.chunk_bytes = min(size * 2, self._max_chunk)
                 return 0, 0, True
             flush = Flush.QUIET if parsed.left is Left.GROUP else Flush.END

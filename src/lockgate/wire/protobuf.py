@@ -1,5 +1,6 @@
 """The few bytes of protobuf's wire format that the pipeline writes by hand: varints, length-delimited fields, attributes."""
 
+import struct
 from collections.abc import Iterable
 
 AttributeValue = str | bool | int | float | bytes
@@ -27,8 +28,6 @@ def delimited(field: int, body: bytes) -> bytes:
 
 def any_value(value: AttributeValue) -> bytes:
     """An encoded AnyValue holding this scalar."""
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-
     match value:
         case str():
             return delimited(1, value.encode("utf-8", "replace"))
@@ -37,7 +36,7 @@ def any_value(value: AttributeValue) -> bytes:
         case int():
             return b"\x18" + varint(value & (1 << 64) - 1)
         case float():
-            return AnyValue(double_value=value).SerializeToString()
+            return b"\x21" + struct.pack("<d", value)
         case bytes():
             return delimited(7, value)
 

@@ -23,7 +23,7 @@ def log(properties: dict[str, Any], body: Any = "body", severity: int = 0, text:
     fill(entry.resource.attributes, {"service.name": "shop", "zone": 3})
     scope = entry.scope_logs.add()
     scope.scope.name, scope.scope.version = "lib", "1.2"
-    record = scope.log_records.add(severity_number=severity, severity_text=text, body=encode(body))  # type: ignore[arg-type]
+    record = scope.log_records.add(severity_number=severity, severity_text=text, body=encode(body))
     fill(record.attributes, attributes)
     return MatchProperties.model_validate({"match_type": "strict"} | properties).compile(Signal.LOGS)(entry, scope, record)
 

@@ -1,7 +1,6 @@
 """The caches against the sample API: convergence whatever breaks, and who owns an IP."""
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,19 +8,16 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from support import VirtualClock
+from support import VirtualClock, context
 from support.kubernetes import Faults, Object, pod, put, sample
 
 from lockgate.kit.clock import SystemClock
-from lockgate.kit.metrics import Metrics
 from lockgate.kube.access import Access
 from lockgate.kube.cache import GRACE_SECONDS, MetaCache, PodCache
 from lockgate.kube.client import Client, Query
 from lockgate.kube.resources import NAMESPACES, PODS
 from lockgate.pipeline.contract import Status
 from lockgate.sample.kubernetes_store import ObjectStore, Selection
-
-LOG = logging.getLogger("test.kube")
 
 
 class Fast(SystemClock):
@@ -41,8 +37,8 @@ async def until(condition: Callable[[], object], seconds: float = 10) -> None:
 @asynccontextmanager
 async def pods(access: Access, clock: Any = None, **options: Any) -> AsyncIterator[PodCache]:
     async with (
-        Client(access) as client,
-        PodCache(client, Query(PODS), clock or Fast(), LOG, Metrics(), **options) as cache,
+        Client(access, context(clock=clock or Fast())) as client,
+        PodCache(client, Query(PODS), **options) as cache,
     ):
         async with asyncio.timeout(10):
             await cache.synced.wait()
@@ -250,9 +246,9 @@ async def test_a_reused_ip_and_a_reused_name_belong_to_the_new_pod_at_once() -> 
 
 
 async def test_metadata_of_a_namespace_is_found_by_name_and_follows() -> None:
-    async with sample() as (store, access), Client(access) as client:
+    async with sample() as (store, access), Client(access, context(clock=Fast())) as client:
         query = Query(NAMESPACES, metadata_only=True)
-        async with MetaCache(client, query, Fast(), LOG, Metrics()) as cache:
+        async with MetaCache(client, query) as cache:
             await cache.synced.wait()
             assert cache.by_name("default") is not None
             store.create(NAMESPACES, {"metadata": {"name": "shop", "labels": {"team": "a"}}})
@@ -277,9 +273,12 @@ async def test_an_index_of_ones_own_follows_and_ends() -> None:
 
 async def test_a_forbidden_list_blocks_the_status_by_name_until_it_is_granted() -> None:
     granted: list[bool] = []
-    async with sample(may=lambda user, verb, resource, namespace: bool(granted)) as (_, access), Client(access) as client:
+    async with (
+        sample(may=lambda user, verb, resource, namespace: bool(granted)) as (_, access),
+        Client(access, context(clock=Fast())) as client,
+    ):
         status = Status(SystemClock())
-        async with PodCache(client, Query(PODS, "shop"), Fast(), LOG, Metrics()) as cache:
+        async with PodCache(client, Query(PODS, "shop")) as cache:
             leave = cache.report_to(status)
             await until(lambda: status.blocked)
             (reason, _), *_ = status.blocked.values()

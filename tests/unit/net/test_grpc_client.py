@@ -33,10 +33,12 @@ async def echo(message: bytes, call: Any) -> bytes:
 
 
 @asynccontextmanager
-async def serving(handle: Answer = echo, *, port: int = 0, tls: Any = None, **options: Any) -> AsyncIterator[tuple[Any, int]]:
+async def serving(
+    handle: Answer = echo, *, port: int = 0, tls: Any = None, options: Mapping[str, int] | None = None
+) -> AsyncIterator[tuple[Any, int]]:
     """The real grpcio server."""
     defaults = {"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1, "grpc.so_reuseport": 0}
-    server = grpc.aio.server(options=list((defaults | options).items()))
+    server = grpc.aio.server(options=list((defaults | dict(options or {})).items()))
     handler = grpc.method_handlers_generic_handler("test.Service", {"Export": grpc.unary_unary_rpc_method_handler(handle)})
     server.add_generic_rpc_handlers((handler,))
     address = f"127.0.0.1:{port}"
@@ -127,7 +129,7 @@ async def test_retry_info_becomes_the_delay() -> None:
 
 
 async def test_a_message_too_large_for_the_server_is_permanent() -> None:
-    async with serving(**{"grpc.max_receive_message_length": 1000}) as (_, port), client(port, compression="none") as ours:
+    async with serving(options={"grpc.max_receive_message_length": 1000}) as (_, port), client(port, compression="none") as ours:
         error = await failure(ours.call(METHOD, bytes(9_000_000), 10))
         assert await ours.call(METHOD, b"small", 10) == b"small"
     assert error.status is Status.RESOURCE_EXHAUSTED
@@ -262,7 +264,7 @@ async def test_calls_beyond_the_servers_stream_limit_wait_for_their_turn() -> No
         open_now -= 1
         return message
 
-    async with serving(handle, **{"grpc.max_concurrent_streams": 5}) as (_, port), client(port) as ours:
+    async with serving(handle, options={"grpc.max_concurrent_streams": 5}) as (_, port), client(port) as ours:
         await ours.call(METHOD, b"first", 10)
         answers = await asyncio.gather(*(ours.call(METHOD, bytes([n]) * 50_000, 20) for n in range(100)))
     assert answers == [bytes([n]) * 50_000 for n in range(100)]

@@ -424,8 +424,9 @@ async def test_a_client_that_resets_as_fast_as_it_asks_is_disconnected() -> None
             )
             peer.write(frame)
             peer.write(RstStreamFrame(stream, error_code=8))
-        assert await peer.goaway() == 11
-        await until(lambda: server.requests == 0)
+        # The GOAWAY may be lost: closing a socket with unread bytes resets it.
+        await until(lambda: not server.connections and server.requests == 0)
+        assert server.refused["protocol"].value == 1
 
 
 async def test_a_client_that_reads_nothing_is_not_read_from_either() -> None:
@@ -545,4 +546,4 @@ async def test_no_sequence_of_frames_ends_the_server(seed: int, caplog: pytest.L
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        GrpcServerSettings.model_validate(settings)
+        GrpcServerSettings.model_validate({"endpoint": "localhost:4317"} | settings)

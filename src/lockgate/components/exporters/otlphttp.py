@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status
 from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
-from lockgate.batch import Batch, Signal, message_type
+from lockgate.batch import Batch, Signal
 from lockgate.kit.units import Duration
 from lockgate.net.compression import Encoding
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings, check_url, safe_url
@@ -92,7 +92,7 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
             raise Permanent(f"no endpoint is set for {batch.signal}")
         body = batch.payload
         if self.settings.encoding == "json":
-            body = await self.in_thread(_to_json, body, batch.signal)
+            body = await self.in_thread(_to_json, batch)
         headers = {"Content-Type": _CONTENT_TYPES[self.settings.encoding], "X-Lockgate-Batch-Id": batch.id}
         answer = await self._client.post(url, body, headers)
         if 200 <= answer.status < 300:
@@ -103,10 +103,10 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
         raise Permanent(reason)
 
 
-def _to_json(payload: bytes, signal: Signal) -> bytes:
+def _to_json(batch: Batch) -> bytes:
     from lockgate.wire import otlp_json
 
-    return otlp_json.encode(message_type(signal).FromString(payload))
+    return otlp_json.encode(batch.message)
 
 
 def _is_json(answer: Answer) -> bool:

@@ -22,7 +22,7 @@ from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.pipeline.needs import ComponentSettings, Need, Write
 from lockgate.store.database import Database, Limits, Outcome, StoreError
 
-_GROUP_BYTES = 8 * 2**20
+_GROUP_BYTES = 4 * 2**20
 """Payload bytes that share one transaction at most; rows cost several times their bytes in memory while they are inserted."""
 _EXPIRY_SECONDS = 30.0
 

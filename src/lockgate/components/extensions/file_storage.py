@@ -115,9 +115,7 @@ class FileStorageExtension(Extension[FileStorageSettings]):
         except FileNotFoundError as error:
             raise StorageError(f"cannot use {directory}: it does not exist; create it, or set create_directory: true") from error
         except OSError as error:
-            raise StorageError(
-                f"cannot use {directory}: {error.strerror}; this process is uid {os.geteuid()}, gid {os.getegid()}; let it write (fsGroup)"
-            ) from error
+            raise StorageError(f"cannot use {directory}: {error.strerror}; {_who()}; let it write there (fsGroup)") from error
         await self._take_lock(directory)
 
     async def stop(self) -> None:
@@ -129,7 +127,10 @@ class FileStorageExtension(Extension[FileStorageSettings]):
         """The owner's own store. Raises OSError where its directory cannot be made."""
         name = "".join(character if character in _SAFE else f"~{ord(character):04X}" for character in owner)
         directory = Path(self.settings.directory, name)
-        directory.mkdir(int(self.settings.directory_permissions, 8), exist_ok=True)
+        try:
+            directory.mkdir(int(self.settings.directory_permissions, 8), exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot use {directory}: {error.strerror}; {_who()}; let it write there (fsGroup)") from error
         return FileStore(directory, fsync=self.settings.fsync, recreate=self.settings.recreate)
 
     async def _take_lock(self, directory: Path) -> None:
@@ -151,6 +152,10 @@ class FileStorageExtension(Extension[FileStorageSettings]):
                 os.ftruncate(self._lock, 0)
                 os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
                 return
+
+
+def _who() -> str:
+    return f"this process is uid {os.geteuid()}, gid {os.getegid()}"
 
 
 class FileStore:

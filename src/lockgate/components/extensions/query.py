@@ -37,13 +37,13 @@ _FOLLOWERS = 16
 class QuerySettings(ComponentSettings):
     """Where queries are answered, and what one may take."""
 
-    endpoint: str = "127.0.0.1:13134"
+    endpoint: str = "127.0.0.1:3001"
     """host:port on loopback; port 0 takes a free one (clients find it through the state directory)."""
     store: str = "store"
     """The store exporter to ask: `store` or `store/name`."""
     state_directory: str = ""
-    """Where the address and the token are left for `lockgate logs` and `lockgate query`; empty is $LOCKGATE_STATE_DIRECTORY, or
-    lockgate in the user's XDG state directory."""
+    """Where the address and the token are left for `lockgate logs` and `lockgate query`; empty is $LOCKGATE_STATE, or
+    .lockgate in the working directory."""
     timeout: Duration = 30.0
     """How long one query may run."""
     max_rows: int = Field(10_000, ge=1)

@@ -90,7 +90,8 @@ async def test_enough_records_do_not_wait_for_what_is_under_way() -> None:
         await settle()
         assert gate.counts == [1, 3]
         assert processor.context.metrics.value("otelcol_processor_batch_batch_size_trigger_send") == 1
-        gate.let_go(0), gate.let_go(1)
+        gate.let_go(0)
+        gate.let_go(1)
         await settle()
         assert gate.counts == [1, 3, 1]
         gate.let_go(2)
@@ -107,7 +108,8 @@ async def test_the_time_out_ends_the_waiting() -> None:
         await clock.advance(0.01)
         assert gate.counts == [1, 2]
         assert processor.context.metrics.value("otelcol_processor_batch_timeout_trigger_send") == 1
-        gate.let_go(0), gate.let_go(1)
+        gate.let_go(0)
+        gate.let_go(1)
         await ends(*calls)
 
 
@@ -129,10 +131,12 @@ async def test_peers_are_never_merged_and_do_not_wait_for_each_other() -> None:
         calls = [asyncio.create_task(processor.consume(batch(name, peer=peer))) for name, peer in ("a1", "b2", "c1", "d2", "e1")]
         await settle()
         assert [found.peer for found in gate.arrived] == ["1", "2"]
-        gate.let_go(0), gate.let_go(1)
+        gate.let_go(0)
+        gate.let_go(1)
         await settle()
         assert [(found.peer, found.count) for found in gate.arrived[2:]] == [("1", 2), ("2", 1)]
-        gate.let_go(2), gate.let_go(3)
+        gate.let_go(2)
+        gate.let_go(3)
         await ends(*calls)
         assert not processor._shards
 
@@ -268,7 +272,8 @@ async def test_stopping_sends_what_waits_and_waits_for_it() -> None:
 
     def act() -> None:
         assert gate.counts == [1, 2]
-        gate.let_go(0), gate.let_go(1)
+        gate.let_go(0)
+        gate.let_go(1)
 
     assert await stopping(processor, gate, act) == [None] * 3
     with pytest.raises(Retryable, match="not running"):

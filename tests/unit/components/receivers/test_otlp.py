@@ -140,6 +140,19 @@ async def test_bad_requests_are_refused_with_the_reason(path: str, body: bytes, 
         assert of.metrics.value("lockgate_receiver_refused_requests", status=str(status)) == 1
 
 
+async def test_json_is_taken_and_answered_with_json() -> None:
+    body = b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"timeUnixNano":"1","body":{"stringValue":"hello"}}]}]}]}'
+    sink = Sink(Retryable("later"))
+    async with receiving(sink) as (url, _):
+        json = {"Content-Type": "application/json; charset=utf-8"}
+        assert (await post(f"{url}/v1/logs", body, json))[:2] == (503, b'{"code":14,"message":"later"}')
+        status, answer, headers = await post(f"{url}/v1/logs", body, json)
+        assert (status, answer, headers["content-type"].split(";")[0]) == (200, b"{}", "application/json")
+        assert (await post(f"{url}/v1/logs", b'{"resourceLogs":3}', json))[0] == 400
+        assert (await post(f"{url}/v1/logs", b"\xff{", json))[0] == 400
+    assert sink.bodies() == ["hello"]
+
+
 async def test_a_get_is_answered_with_what_is_allowed() -> None:
     async with receiving(Sink()) as (url, _), aiohttp.ClientSession() as session, session.get(f"{url}/v1/logs") as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")

@@ -211,7 +211,7 @@ def _said(signal: Signal, answer: Answer, request: Request) -> _Verdict:
         rejected, reason = _partial_success(signal, answer.body)
     else:
         try:
-            said = msgspec.json.decode(answer.body, type=_ReceiverAnswer)
+            said = msgspec.json.decode(answer.body, type=_ReceiverAnswer, strict=False)
         except msgspec.DecodeError:
             return _Verdict(200)  # not in the source's format: a gateway's page, perhaps; the request was taken
         rejected, reason = said.rejected(request.count), said.reason
@@ -224,9 +224,9 @@ class _Fault(msgspec.Struct):
 
 
 class _PartialSuccess(msgspec.Struct, rename="camel"):
-    rejected_log_records: int | str = 0
-    rejected_data_points: int | str = 0
-    rejected_spans: int | str = 0
+    rejected_log_records: int = 0
+    rejected_data_points: int = 0
+    rejected_spans: int = 0
     error_message: str = ""
 
 
@@ -241,7 +241,7 @@ class _ReceiverAnswer(msgspec.Struct):
     def rejected(self, count: int) -> int:
         """Records refused. A source's own format does not say how many: "Message(s) in the request dropped" is counted as all."""
         if (partial := self.partial_success) is not None:
-            return int(partial.rejected_log_records) + int(partial.rejected_data_points) + int(partial.rejected_spans)
+            return max(partial.rejected_log_records, partial.rejected_data_points, partial.rejected_spans, 0)
         is_refusal = bool(self.errors) or (isinstance(self.code, str) and "." in self.code) or "dropped" in (self.message or "")
         return count if is_refusal else 0
 

@@ -23,7 +23,6 @@ from lockgate.attributes.values import text
 from lockgate.components.processors.k8sattributes.extraction import Attributes, Extractor, Value, owner_of
 from lockgate.components.processors.k8sattributes.settings import IP_ATTRIBUTES, Association, K8sAttributesSettings
 from lockgate.kit import regex
-from lockgate.kit.sometimes import Sometimes
 from lockgate.kube.cache import Cache, MetaCache, Owner, Pod, PodCache, PodIndex, cache_key
 from lockgate.kube.client import Client
 from lockgate.pipeline.contract import Batch, Context, Processor, component
@@ -68,7 +67,6 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
         self._finds: list[Find] = []
         self._edits: dict[tuple[str, bytes], _Edit] = {}
         self._edit_bytes = 0
-        self._sometimes = Sometimes(context.clock)
         self._misses = context.metrics.counter(
             "otelcol_otelsvc_k8s_ip_lookup_miss", "look-ups of a pod that found none", processor=context.id
         )
@@ -90,21 +88,15 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
     async def _follow(self) -> None:
         access = self.settings.access()
         host, context = self.context.host, self.context
-        client = await self._stack.enter_async_context(
-            host.shared(("kubernetes client", access), lambda: Client(access, self._undecodable))
-        )
+        client = await self._stack.enter_async_context(host.shared(("kubernetes client", access), lambda: Client(access, context)))
         caches: list[Cache[Any]] = []
         labels, annotations = self._extractor.keeps()
         for name, (query, _) in self.settings.queries(self._node()).items():
-            make: Callable[[], Cache[Any]]
+            make: Callable[[], Cache[Any]] = functools.partial(MetaCache, client, query)
+            key = cache_key(client, query)
             if name == "pod":
+                make = functools.partial(PodCache, client, query, keep_labels=labels, keep_annotations=annotations)
                 key = cache_key(client, query, labels=labels, annotations=annotations)
-                make = functools.partial(
-                    PodCache, client, query, context.clock, self.log, context.metrics, keep_labels=labels, keep_annotations=annotations
-                )
-            else:
-                key = cache_key(client, query)
-                make = functools.partial(MetaCache, client, query, context.clock, self.log, context.metrics)
             cache: Cache[Any] = await self._stack.enter_async_context(host.shared(key, make))
             self._stack.callback(cache.report_to(context.status))
             caches.append(cache)
@@ -151,10 +143,6 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
             # An empty filter would follow the pods of the whole cluster from every node.
             raise ValueError(f"filter.node_from_env_var: {name} is not set; set it from spec.nodeName with the downward API")
         return os.environ[name]
-
-    def _undecodable(self, why: str) -> None:
-        if (kept_back := self._sometimes.now(why)) is not None:
-            self.log.warning("%s (%d more of these were not logged)", why, kept_back)
 
     def process(self, batch: Batch) -> Batch:
         return batch.map_resources(functools.partial(self._edit, batch.peer if self._uses_peer else ""))

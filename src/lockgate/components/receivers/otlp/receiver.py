@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from lockgate.batch import Batch
+from lockgate.components.receivers.otlp.grpc import OtlpGrpc
 from lockgate.components.receivers.otlp.settings import OtlpReceiverSettings
 from lockgate.net.intake import Intake
 from lockgate.net.otlp_http import OtlpHttp
@@ -20,6 +21,7 @@ class OtlpReceiver(Receiver[OtlpReceiverSettings]):
         intake = Intake(self, self._count_refused, settings.ack_timeout)
         protocols = settings.protocols
         self.http = OtlpHttp(protocols.http, protocols.http.paths(), context, intake) if protocols.http else None
+        self.grpc = OtlpGrpc(protocols.grpc, context, intake) if protocols.grpc else None
         self._transports = AsyncExitStack()
 
     def _count_refused(self, batch: Batch, transport: str) -> None:
@@ -27,7 +29,7 @@ class OtlpReceiver(Receiver[OtlpReceiverSettings]):
         self._count(batch.signal, "refused", transport).add(batch.count)
 
     async def start(self) -> None:
-        for transport in (self.http,):
+        for transport in (self.http, self.grpc):
             if transport is not None:
                 await self._transports.enter_async_context(transport)
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.batch import Signal
 from lockgate.kit.units import Duration
+from lockgate.net.grpc_server import GrpcServerSettings
 from lockgate.net.http_server import HttpServerSettings
 from lockgate.pipeline.needs import ComponentSettings
 
@@ -38,11 +39,20 @@ class OtlpHttpSettings(HttpServerSettings):
         return {self.traces_url_path: Signal.TRACES, self.metrics_url_path: Signal.METRICS, self.logs_url_path: Signal.LOGS}
 
 
+class OtlpGrpcSettings(GrpcServerSettings):
+    """OTLP over gRPC."""
+
+    endpoint: str = "localhost:4317"
+    """`host:port` to listen on; without a host, on every address."""
+
+
 class ProtocolsSettings(ComponentSettings):
     """The transports to serve; a transport that is named without anything below it is served with its defaults."""
 
     http: OtlpHttpSettings | None = None
     """OTLP over HTTP, on port 4318."""
+    grpc: OtlpGrpcSettings | None = None
+    """OTLP over gRPC, on port 4317."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,129 @@
+"""How a role starts, says how it is, and ends."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support.backend import Backend
+from support.process import Role, free_port, wait_until
+
+CONFIG = """
+receivers: {{filelog: {{include: ["{log}"], start_at: beginning, storage: file_storage}}}}
+exporters: {{otlphttp: {{endpoint: "{url}", retry_on_failure: {{initial_interval: 100ms, max_interval: 200ms}}}}}}
+extensions: {{health_check: {{}}, file_storage: {{directory: "{state}", create_directory: true}}}}
+service:
+  extensions: [health_check, file_storage]
+  shutdown_timeout: 5s
+  pipelines: {{logs: {{receivers: [filelog], exporters: [otlphttp]}}}}
+"""
+
+
+def config(tmp_path: Path, url: str) -> str:
+    return CONFIG.format(log=tmp_path / "app.log", url=url, state=tmp_path / "state")
+
+
+def test_sigterm_delivers_what_is_under_way_and_keeps_the_position(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("one\n")
+    with Backend() as backend:
+        backend.hold.clear()
+        with Role(tmp_path / "role", config(tmp_path, backend.url)) as role:
+            wait_until(lambda: backend.seen, what="the first request")
+            role.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)  # the stop is under way while the backend has not answered
+            backend.hold.set()
+            assert role.process.wait(10) == 0
+        log.write_text("one\ntwo\n")
+        with Role(tmp_path / "role", config(tmp_path, backend.url)):
+            wait_until(lambda: len(backend.bodies()) >= 2)
+        assert backend.bodies() == ["one", "two"]
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("one\n")
+    with Backend() as backend:
+        backend.hold.clear()
+        role = Role(tmp_path / "role", config(tmp_path, backend.url))
+        role.start()
+        wait_until(lambda: backend.seen)
+        role.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in role.log.read_text())
+        began = time.monotonic()
+        role.process.send_signal(signal.SIGTERM)
+        assert role.process.wait(10) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 2
+
+
+def test_a_drain_that_cannot_end_is_cut_at_its_bound_and_nothing_is_acknowledged(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("one\n")
+    with Backend() as backend:
+        backend.hold.clear()
+        role = Role(tmp_path / "role", config(tmp_path, backend.url).replace("shutdown_timeout: 5s", "shutdown_timeout: 1s"))
+        role.start()
+        wait_until(lambda: backend.seen)
+        began = time.monotonic()
+        assert role.stop() == 0
+        assert time.monotonic() - began < 4
+        backend.hold.set()
+        wait_until(lambda: len(backend.requests) == backend.seen, what="the requests that nobody waits for any more")
+        backend.requests.clear()
+        with Role(tmp_path / "role", config(tmp_path, backend.url)):
+            wait_until(lambda: backend.bodies() == ["one"], what="the unacknowledged line is sent again")
+
+
+def test_an_outage_makes_it_unready_with_the_reason_but_never_dead_and_loses_nothing(tmp_path: Path) -> None:
+    log, port = tmp_path / "app.log", free_port()
+    log.write_text("one\n")
+    with Role(tmp_path / "role", config(tmp_path, f"http://127.0.0.1:{port}"), expect_ready=False) as role:
+        wait_until(lambda: role.get("/ready")[0] == 503)
+        _, answer = role.get("/ready")
+        assert [blocked["component"] for blocked in answer["blocked"]] == ["exporters/otlphttp"]
+        assert f"127.0.0.1:{port}" in answer["blocked"][0]["reason"]
+        assert role.get("/")[0] == 200
+        assert role.get("/status")[1]["blocked"]
+        with Backend(port) as backend:
+            wait_until(lambda: role.get("/ready")[0] == 200)
+            assert backend.bodies() == ["one"]
+            metrics = role.metrics()
+    assert metrics["otelcol_receiver_accepted_log_records"] == 1
+    assert metrics["otelcol_exporter_sent_log_records"] == 1
+    assert metrics["otelcol_exporter_queue_size"] == 0
+    assert "otelcol_exporter_send_failed_log_records" not in metrics or metrics["otelcol_exporter_send_failed_log_records"] == 0
+
+
+def test_a_port_that_is_taken_ends_the_start_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = config(tmp_path, "http://127.0.0.1:1").replace("health_check: {}", f"health_check: {{endpoint: '127.0.0.1:{port}'}}")
+        (tmp_path / "c.yaml").write_text(text)
+        command = [sys.executable, "-m", "lockgate.cli.main", "run", "--config", str(tmp_path / "c.yaml")]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_is_not_configured_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("one\n")
+    with Backend() as backend:
+        environment = {"PYTHONPROFILEIMPORTTIME": "1"}
+        with Role(tmp_path / "role", config(tmp_path, backend.url), environment) as role:
+            wait_until(backend.bodies)
+        imported = {line.rpartition("|")[2].strip() for line in role.log.read_text().splitlines() if line.startswith("import time:")}
+    assert "lockgate.components.receivers.filelog.receiver" in imported, "the import log is empty: this test would prove nothing"
+    costly = {
+        "duckdb",
+        "grpclib",
+        "h2",
+        "rich",
+        "opentelemetry.proto",
+        "google.protobuf",
+        "lockgate.kube",
+        "lockgate.store",
+        "lockgate.sample",
+    }
+    assert sorted(costly & imported) == []

@@ -1,0 +1,118 @@
+"""`lockgate up`: three signals from a sample cluster, enriched, in a store that answers; and nothing left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.process import lockgate, wait_until
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
+    state = tmp_path_factory.mktemp("up") / "state"
+    command = [sys.executable, "-m", "lockgate.cli.main", "up", "--state", str(state), "--lines-per-second", "100"]
+    with open(state.parent / "out", "wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield state, process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def ask(state: Path, sql: str) -> list[dict[str, Any]]:
+    result = lockgate("query", "--state", str(state), "--format", "json", sql)
+    return [json.loads(line) for line in result.stdout.splitlines()] if result.returncode == 0 else []
+
+
+def test_within_fifteen_seconds_logs_are_in_the_store_with_live_rates(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, process = up
+    began = time.monotonic()
+    wait_until(lambda: ask(state, "SELECT 1 FROM logs LIMIT 1") or process.poll() is not None, 40, "logs in the store")
+    wait_until(lambda: "logs collector    ready" in (state.parent / "out").read_text(), 20, "the table says ready")
+    assert time.monotonic() - began < 15
+    assert process.poll() is None, (state.parent / "out").read_text()
+
+
+def test_logs_carry_what_kubernetes_knows_of_their_pod(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, _ = up
+    sql = "SELECT DISTINCT namespace, pod, container, resource FROM logs WHERE pod LIKE 'frontend-%'"
+    wait_until(lambda: len(ask(state, sql)) == 2, 30, "both frontends")
+    for row in ask(state, sql):
+        resource = json.loads(row["resource"]) if isinstance(row["resource"], str) else row["resource"]
+        assert resource["k8s.deployment.name"] == "frontend"
+        assert resource["k8s.node.name"] == "sample-node"
+        assert resource["k8s.pod.label.team"] == "storefront"
+        assert resource["_sourceCategory"] == "kubernetes/shop/frontend"
+        assert resource["_sourceName"] == f"shop.{row['pod']}.frontend"
+
+
+def test_every_line_of_a_pod_arrives_once_over_rotations(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    """The sample's database numbers its statements, so a gap or a repetition shows."""
+    state, _ = up
+    sql = r"""
+        SELECT count(*) AS lines, count(DISTINCT n) AS numbers, max(n) AS last FROM (
+            SELECT regexp_extract(body, 'SELECT (\d+)$', 1)::BIGINT AS n
+            FROM logs WHERE container = 'postgres' AND body LIKE '%statement: SELECT %')
+    """
+    wait_until(lambda: (rows := ask(state, sql)) and rows[0]["last"] and rows[0]["last"] > 500, 30, "500 statements")
+    (row,) = ask(state, sql)
+    assert row["lines"] == row["numbers"] == row["last"]
+
+
+def test_partial_lines_are_whole_again(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, _ = up
+    sql = "SELECT length(body) AS size FROM logs WHERE body LIKE '%catalogue dump%'"
+    wait_until(lambda: ask(state, sql), 30, "a line of 40 kB")
+    assert all(row["size"] > 40_000 for row in ask(state, sql))
+
+
+@pytest.mark.parametrize("table", ["metrics", "traces"])
+def test_metrics_and_traces_take_the_same_road(up: tuple[Path, "subprocess.Popen[bytes]"], table: str) -> None:
+    state, _ = up
+    wait_until(lambda: ask(state, f"SELECT 1 FROM {table} WHERE service = 'frontend' LIMIT 1"), 30, table)
+    (row,) = ask(state, f"SELECT resource FROM {table} WHERE service = 'frontend' LIMIT 1")
+    resource = json.loads(row["resource"]) if isinstance(row["resource"], str) else row["resource"]
+    assert resource["k8s.deployment.name"] == "frontend"
+
+
+def test_logs_command_shows_lines_and_stops_with_its_reader(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, _ = up
+    shown = lockgate("logs", "--state", str(state), "--namespace", "kube-system", "--limit", "3").stdout.splitlines()
+    assert len(shown) == 3
+    assert all("kube-system/coredns-" in line for line in shown)
+    command = [sys.executable, "-m", "lockgate.cli.main", "logs", "--state", str(state), "--namespace", "data", "--follow", "--limit", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout
+        assert "postgres" in following.stdout.readline()
+        following.terminate()
+
+
+def test_interrupting_leaves_nothing_running(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, process = up
+    children = processes_mentioning(str(state))
+    assert len(children) > 6, "the roles and the pods were not found: this test would prove nothing"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, (state.parent / "out").read_text()
+    assert processes_mentioning(str(state)) == []
+
+
+def processes_mentioning(text: str) -> list[int]:
+    """Processes whose environment or command line holds this text, but for this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if text.encode() in (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,79 @@
+"""An OTLP/HTTP backend in threads, for tests that run roles as processes: keeps the records, answers as it is told."""
+
+import gzip
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+from lockgate.batch import Signal, message_type
+
+PATHS = {"/v1/logs": Signal.LOGS, "/v1/metrics": Signal.METRICS, "/v1/traces": Signal.TRACES}
+
+
+class Backend:
+    """`with Backend() as backend:`; `status`, `headers` and `hold` (an Event that requests wait for) say how it answers."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.status, self.headers = 200, dict[str, str]()
+        self.hold = threading.Event()
+        self.hold.set()
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        """(path, headers, message) of each request that was answered 200."""
+        self.seen = 0
+        backend = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                backend.seen += 1
+                backend.hold.wait(60)
+                if backend.status == 200:
+                    raw = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+                    message = message_type(PATHS[self.path]).FromString(raw)
+                    backend.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, message))
+                self.send_response(backend.status)
+                for name, value in backend.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # a client that was killed in mid-request is what some tests are about
+
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port: int = self._server.server_address[1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def bodies(self) -> list[str]:
+        """The string bodies of all log records, in order of arrival."""
+        return [
+            record.body.string_value
+            for path, _, message in list(self.requests)
+            if path == "/v1/logs"
+            for resource in message.resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.hold.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
