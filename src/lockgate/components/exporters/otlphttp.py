@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import msgspec
-from google.protobuf.message import DecodeError as ProtobufError
-from google.rpc.status_pb2 import Status
 from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
@@ -116,6 +114,10 @@ def _is_json(answer: Answer) -> bool:
 def _reason(answer: Answer) -> str:
     """What the server says: OTLP puts a Status into the body, everybody else a text."""
     if answer.headers.get("Content-Type", "").startswith("application/x-protobuf"):
+        # Imported when a server says something: it costs 2 MB.
+        from google.protobuf.message import DecodeError as ProtobufError
+        from google.rpc.status_pb2 import Status
+
         try:
             return " ".join(Status.FromString(answer.body).message.split())[:500] or "no reason given"
         except ProtobufError:
@@ -133,6 +135,8 @@ def _reason(answer: Answer) -> str:
 def _partial_success(answer: Answer, signal: Signal) -> Rejected | None:
     if not answer.body:
         return None
+    from google.protobuf.message import DecodeError as ProtobufError
+
     try:
         if _is_json(answer):
             said = msgspec.json.decode(answer.body)
