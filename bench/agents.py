@@ -95,6 +95,36 @@ def otelcol_agent(directory: Path, root: Path, backend: str) -> Server:
     return otelcol("otelcol", directory, config)
 
 
+def fluent_bit_agent(directory: Path, root: Path, backend: str) -> Server:
+    """tail with the cri parser, positions in its database, output opentelemetry; flushed as often as Lockgate polls."""
+    http, host = free_port(), backend.removeprefix("http://")
+    tail = {
+        "name": "tail",
+        "path": f"{root}/*/*/*.log",
+        "path_key": "log.file.path",
+        "tag": "kube.*",
+        "multiline.parser": "cri",
+        "read_from_head": True,
+        "refresh_interval": 1,
+        "db": str(directory / "positions.db"),
+    }
+    output = {
+        "name": "opentelemetry",
+        "match": "*",
+        "host": host.partition(":")[0],
+        "port": int(host.partition(":")[2]),
+        "logs_uri": "/v1/logs",
+        "compress": "gzip",
+        "logs_body_key": "log",
+        "logs_body_key_attributes": True,
+    }
+    service = {"flush": 0.2, "log_level": "warn", "http_server": True, "http_listen": "127.0.0.1", "http_port": http}
+    config = {"service": service, "pipeline": {"inputs": [tail], "outputs": [output]}}
+    (path := directory / "fluent-bit.yaml").write_text(json.dumps(config))
+    command = [PEERS / "fluent-bit", "--config", path]
+    return Server("fluent-bit", command, directory / "fluent-bit.log", f"http://127.0.0.1:{http}/api/v1/uptime")
+
+
 _METADATA = (
     "k8s.namespace.name k8s.pod.name k8s.pod.uid k8s.pod.start_time k8s.node.name k8s.deployment.name k8s.statefulset.name "
     "k8s.daemonset.name k8s.replicaset.name"
@@ -159,6 +189,7 @@ def agents() -> list[Agent]:
     return [
         Agent("lockgate", lockgate_agent()),
         Agent("otelcol", otelcol_agent, 0.1, missing("otelcol")),
+        Agent("fluent-bit", fluent_bit_agent, 0.1, missing("fluent-bit")),
     ]
 
 

@@ -20,10 +20,10 @@ def message(chance: random.Random) -> bytes:
     return chance.choice(TEXT) % (*numbers, chance.randrange(10**5))
 
 
-def big_file(path: Path, lines: int) -> None:
-    """So many CRI lines of about 150 bytes, 5% of them partial."""
-    chance = random.Random(1)
-    texts = [message(chance) for _ in range(20_000)]
+def big_file(path: Path, lines: int, seed: int = 1) -> None:
+    """So many CRI lines of about 150 bytes, 5% of them partial. Small files need different seeds: peers know a file by its first bytes."""
+    chance = random.Random(seed)
+    texts = [message(chance) for _ in range(min(lines, 20_000))]
     nanos = 1_700_000_000 * 10**9
     with open(path, "wb", buffering=1 << 20) as file:
         for number in range(lines):
@@ -32,7 +32,7 @@ def big_file(path: Path, lines: int) -> None:
             if not fraction // 1_000_003 or not number:
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
             tag = b"P" if number % 20 == 9 else b"F"
-            file.write(b"%s.%09dZ %s %s %s\n" % (stamp, fraction, b"stderr" if number % 10 == 3 else b"stdout", tag, texts[number % 20_000]))
+            file.write(b"%s.%09dZ %s %s %s\n" % (stamp, fraction, b"stderr" if number % 10 == 3 else b"stdout", tag, texts[number % len(texts)]))
 
 
 def records(lines: int) -> int:
