@@ -125,10 +125,17 @@ def fluent_bit_agent(directory: Path, root: Path, backend: str) -> Server:
     return Server("fluent-bit", command, directory / "fluent-bit.log", f"http://127.0.0.1:{http}/api/v1/uptime")
 
 
-_METADATA = (
-    "k8s.namespace.name k8s.pod.name k8s.pod.uid k8s.pod.start_time k8s.node.name k8s.deployment.name k8s.statefulset.name "
-    "k8s.daemonset.name k8s.replicaset.name"
-).split()
+_METADATA = [
+    "k8s.namespace.name",
+    "k8s.pod.name",
+    "k8s.pod.uid",
+    "k8s.pod.start_time",
+    "k8s.node.name",
+    "k8s.deployment.name",
+    "k8s.statefulset.name",
+    "k8s.daemonset.name",
+    "k8s.replicaset.name",
+]
 
 
 def _enriching() -> dict[str, Any]:
@@ -160,9 +167,7 @@ def _metadata(endpoint: str, backend: str, kubernetes: dict[str, Any], source: d
         },
         "exporters": {"otlphttp": {"endpoint": backend, "compression": "gzip"}},
         "service": {
-            "pipelines": {
-                "logs": {"receivers": ["otlp"], "processors": ["k8sattributes", "resource", *source], "exporters": ["otlphttp"]}
-            }
+            "pipelines": {"logs": {"receivers": ["otlp"], "processors": ["k8sattributes", "resource", *source], "exporters": ["otlphttp"]}}
         },
     }
 

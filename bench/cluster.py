@@ -46,19 +46,23 @@ def fill(store: ObjectStore, pods: int) -> list[dict[str, str]]:
         ip = f"10.{200 + number // 65536}.{number // 256 % 256}.{number % 256}"
         container = {"name": "main", "image": f"registry.example/{app}:1.0"}
         status = {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "podIP": ip, "podIPs": [{"ip": ip}]}
-        status |= {"containerStatuses": [container | {"containerID": f"containerd://{number:064x}", "ready": True, "restartCount": 0, "imageID": ""}]}
+        status |= {
+            "containerStatuses": [
+                container | {"containerID": f"containerd://{number:064x}", "ready": True, "restartCount": 0, "imageID": ""}
+            ]
+        }
         spec = {"nodeName": "node-1", "containers": [container]}
         meta = create("Pod", f"{app}-5c7d8f9b6d-{number:05}", namespace, replica_set, spec=spec, status=status)["metadata"]
         found.append({"namespace": namespace, "name": meta["name"], "uid": meta["uid"]})
     return found
 
 
-async def main() -> None:
-    store = ObjectStore(SystemClock())
-    Path(sys.argv[3]).write_text(json.dumps(fill(store, int(sys.argv[2]))))
-    async with SampleApi(store).serve(port=int(sys.argv[1])):
+async def serve(store: ObjectStore, port: int) -> None:
+    async with SampleApi(store).serve(port=port):
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    store = ObjectStore(SystemClock())
+    Path(sys.argv[3]).write_text(json.dumps(fill(store, int(sys.argv[2]))))
+    asyncio.run(serve(store, int(sys.argv[1])))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 TEXT = (
     b"GET /cart/items?id=%d 200 %dms upstream=10.0.%d.%d:8080 request=%032x user=%d",
-    b"level=info msg=\"order stored\" order=%d took=%dms shard=%d/%d trace=%032x items=%d",
-    b"level=warn msg=\"slow query\" id=%d ms=%d pool=%d of=%d statement=%032x rows=%d",
+    b'level=info msg="order stored" order=%d took=%dms shard=%d/%d trace=%032x items=%d',
+    b'level=warn msg="slow query" id=%d ms=%d pool=%d of=%d statement=%032x rows=%d',
 )
 
 
@@ -32,7 +32,9 @@ def big_file(path: Path, lines: int, seed: int = 1) -> None:
             if not fraction // 1_000_003 or not number:
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
             tag = b"P" if number % 20 == 9 else b"F"
-            file.write(b"%s.%09dZ %s %s %s\n" % (stamp, fraction, b"stderr" if number % 10 == 3 else b"stdout", tag, texts[number % len(texts)]))
+            file.write(
+                b"%s.%09dZ %s %s %s\n" % (stamp, fraction, b"stderr" if number % 10 == 3 else b"stdout", tag, texts[number % len(texts)])
+            )
 
 
 def records(lines: int) -> int:
@@ -44,7 +46,7 @@ def pace(files: list[Path], lines_per_second: float, seconds: float) -> None:
     """Writes single lines, to the files in turn, as many containers would; each line holds the time when it was written."""
     chance = random.Random(2)
     texts = [message(chance) for _ in range(2000)]
-    handles = [open(path, "ab", buffering=0) for path in files]
+    handles = [open(path, "ab", buffering=0) for path in files]  # noqa: SIM115  # until this process ends
     began, written = time.monotonic(), 0
     while (elapsed := time.monotonic() - began) < seconds:
         due = int(elapsed * lines_per_second)

@@ -37,8 +37,7 @@ def body(pods: list[dict[str, str]], records: int) -> bytes:
     return b"".join(out)
 
 
-async def main() -> None:
-    url, pods, records, per_batch, resources = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), *map(int, sys.argv[3:6])
+async def main(url: str, pods: list[dict[str, str]], records: int, per_batch: int, resources: int, *options: str) -> None:
     around = itertools.islice(itertools.cycle(pods), BODIES * resources)
     bodies = [compress(body(list(itertools.islice(around, resources)), per_batch), "gzip") for _ in range(BODIES)]
     numbers = iter(range(records // per_batch))
@@ -47,7 +46,7 @@ async def main() -> None:
         async def send() -> None:
             for number in numbers:
                 headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
-                if "--no-ids" not in sys.argv:
+                if "--no-ids" not in options:
                     headers["X-Lockgate-Batch-Id"] = f"bench-{number}"
                 while True:
                     async with session.post(url, data=bodies[number % BODIES], headers=headers) as answer:
@@ -60,4 +59,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), *map(int, sys.argv[3:6]), *sys.argv[6:]))

@@ -35,11 +35,13 @@ class Sizes:
     paced_seconds: float = 20.0
     metadata_records: int = 4_000_000
     idle_seconds: float = 30.0
-    down_seconds: float = 30.0
+    busy_seconds: float = 30.0
     repeats: int = 3
+    every_row: bool = True
+    """Whether variants of Lockgate, and the peers' sizes, are measured too."""
 
 
-QUICK = Sizes(lines=800_000, paced_seconds=6.0, metadata_records=800_000, idle_seconds=6.0, down_seconds=8.0, repeats=1)
+QUICK = Sizes(800_000, paced_seconds=5.0, metadata_records=800_000, idle_seconds=5.0, busy_seconds=5.0, repeats=1, every_row=False)
 PACED_FILES, PACED_LINES_PER_SECOND = 110, 11_000
 PODS = 1000
 BATCH_RECORDS, BATCH_RESOURCES = 8192, 110
@@ -73,19 +75,19 @@ class Bench:
         for share in sorted({agent.share for agent in agents.agents()}):
             big_file(self.work / f"big-{share}", int(lines * share))
         extra = [Agent("lockgate, merged to 32k lines a batch", agents.lockgate_agent(32_768))]
-        for agent in [*agents.agents(), *extra]:
+        for agent in [*agents.agents(), *(extra if self.sizes.every_row else [])]:
             if agent.missing:
                 self.table.row("throughput", agent.name, f"skipped: {agent.missing}")
                 continue
             count = int(lines * agent.share)
             runs = [self._one_big_file(agent, self.work / f"big-{agent.share}", count) for _ in range(self.sizes.repeats)]
-            cpu, wall, rss, batch = min(runs)
+            cpu, wall, rss, batch, size = min(runs)
             aim = "1,000,000" if agent.name == "lockgate" else "30x" if agent.name == "otelcol" else ""
-            more = f"{count / wall:,.0f}/s, {batch:,.0f} a batch, {rss:.0f} MB"
+            more = f"{count / wall:,.0f}/s, {batch:,.0f} a batch, {size:.0f} B each, {rss:.0f} MB"
             self.table.rate("throughput", agent.name, count / cpu, more, aim)
 
-    def _one_big_file(self, agent: Agent, file: Path, lines: int) -> tuple[float, float, float, float]:
-        """CPU seconds, wall seconds, peak MB, records a request."""
+    def _one_big_file(self, agent: Agent, file: Path, lines: int) -> tuple[float, float, float, float, float]:
+        """CPU seconds, wall seconds, peak MB, records a request, compressed bytes a record."""
         root, own = fresh(self.work / "pods"), fresh(self.work / "agent")
         with Sink(self.work) as sink, agent.start(own, root, sink.url) as process:
             time.sleep(1)
@@ -100,7 +102,8 @@ class Bench:
             stats = sink.stats()
             if stats["records"] != expected:
                 raise Failed(f"{agent.name} sent {stats['records']:,} records where {expected:,} were written")
-            return process.cpu_seconds() - before, wall, process.rss_mb(peak=True), expected / stats["requests"]
+            cpu, size = process.cpu_seconds() - before, stats["wire_bytes"] / expected
+            return cpu, wall, process.rss_mb(peak=True), expected / stats["requests"], size
 
     def paced(self) -> None:
         """(b) Many files at a pace."""
@@ -137,7 +140,8 @@ class Bench:
                 stats = sink.stats()
             cores = " + ".join(f"{share:.1f}%" for share in shares)
             sizes = " + ".join(f"{tier.rss_mb(peak=True):.0f}" for tier in tiers)
-            figures = f"{stats['records'] / seconds:,.0f} lines/s: {cores} of a core; p50 {stats['p50']:.0f} p99 {stats['p99']:.0f} ms; {sizes} MB"
+            ages = f"p50 {stats['p50']:.0f} p99 {stats['p99']:.0f} ms"
+            figures = f"{stats['records'] / seconds:,.0f} lines/s: {cores} of a core; {ages}; {sizes} MB"
             ours = self.table.firsts.setdefault(f"paced {len(tiers)}", sum(shares))
             aim = "3% a tier, p99 300 ms" if agent.name == "lockgate" else ""
             self.table.row("paced", name, figures, f"{sum(shares) / ours:.1f}x" if ours != sum(shares) else "", aim)
@@ -168,18 +172,19 @@ class Bench:
                 "",
             ),
         ]
-        for name, share, start, options, aim in runs:
+        for name, share, start, options, aim in runs if self.sizes.every_row else runs[:2]:
             if name.startswith("otelcol") and (why := agents.missing("otelcol")):
                 self.table.row("metadata", name, f"skipped: {why}")
                 continue
             count = int(self.sizes.metadata_records * share) // BATCH_RECORDS * BATCH_RECORDS
             found = [self._feed(start, count, options) for _ in range(self.sizes.repeats)]
-            cpu, wall, rss = min(found)
-            self.table.rate("metadata", name, count / cpu, f"{count / wall:,.0f}/s, {rss:.0f} MB", aim)
+            cpu, wall, rss, size = min(found)
+            self.table.rate("metadata", name, count / cpu, f"{count / wall:,.0f}/s, {size:.0f} B each, {rss:.0f} MB", aim)
 
     def _feed(
         self, start: Callable[[Path, str, str, Cluster], Server], count: int, options: list[str]
-    ) -> tuple[float, float, float]:
+    ) -> tuple[float, float, float, float]:
+        """CPU seconds, wall seconds, peak MB, compressed bytes a record."""
         port, own = free_port(), fresh(self.work / "metadata")
         with Cluster(self.work, PODS) as cluster, Sink(self.work) as sink:
             cluster.pods()
@@ -196,11 +201,12 @@ class Bench:
                 sink.stats(reset=True)
                 before, began = process.cpu_seconds(), time.monotonic()
                 load(count)
-                return process.cpu_seconds() - before, time.monotonic() - began, process.rss_mb(peak=True)
+                wall, size = time.monotonic() - began, sink.stats()["wire_bytes"] / count
+                return process.cpu_seconds() - before, wall, process.rss_mb(peak=True), size
 
     def size(self) -> None:
         """(d) Memory, and what doing nothing costs."""
-        for agent in agents.agents():
+        for agent in agents.agents() if self.sizes.every_row else agents.agents()[:1]:
             if agent.missing:
                 self.table.row("size", agent.name, f"skipped: {agent.missing}")
                 continue
@@ -215,7 +221,7 @@ class Bench:
     def _busy(self, agent: Agent, count: int, down: bool) -> str:
         root, own = fresh(self.work / "pods"), fresh(self.work / "agent")
         files = make_files(root, count)
-        seconds = self.sizes.down_seconds
+        seconds = self.sizes.busy_seconds
         with Sink(self.work) as sink:
             url = f"http://127.0.0.1:{free_port()}" if down else sink.url
             with agent.start(own, root, url) as process, writing(self.work, root, files, 10_000, seconds + 1):
@@ -266,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parts = {name: getattr(Bench, name) for name in ("throughput", "paced", "metadata", "size")}
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and one run each: under two minutes a pair of parts, and noisier")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rows and one run each: two minutes, and noisier")
     parser.add_argument("--lines", type=int, help="lines of the big file")
     parser.add_argument("--repeats", type=int, help="runs of each throughput and metadata row")
     arguments = parser.parse_args()

@@ -103,9 +103,7 @@ class Process:
 class Server(Process):
     """A process that is ready when a URL answers 200."""
 
-    def __init__(
-        self, name: str, command: Sequence[str | Path], log: Path, ready: str, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, command: Sequence[str | Path], log: Path, ready: str, environment: dict[str, str] | None = None) -> None:
         super().__init__(name, command, log, environment)
         self.ready = ready
 
