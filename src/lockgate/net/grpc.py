@@ -180,23 +180,41 @@ class _Buffer:
         return 0
 
 
-class _Stream(Stream):
+def refuse(stream: Stream) -> None:
+    """Says that the request has not been looked at, so that it may be tried elsewhere (RFC 9113, 8.7).
+
+    A peer that has reset it since, in the same read, need not be told, and h2 raises for a reset of what is closed.
+    """
+    if stream.closable:
+        stream.reset_nowait(ErrorCodes.REFUSED_STREAM)
+
+
+class BoundedStream(Stream):
+    """A stream that holds no more of what it receives than is asked for."""
+
     connection: "_Connection"
     unprocessed = False
-    """The peer has reset it without having looked at it."""
+    """The peer has not looked at it, and will not."""
+    sent = False
+    """A client's request has been sent to its end."""
 
     def init_stream(self, stream_id: int, connection: Connection) -> None:
         super().init_stream(stream_id, connection)
         assert isinstance(connection, _Connection)
         self.buffer = _Buffer(stream_id, connection)  # type: ignore[assignment]  # what grpclib calls on it, it has
 
+    def __terminated__(self, reason: str) -> None:
+        # An answer that came whole, in one read with what ends the stream or its connection, is about to be read.
+        if not self.sent or self.trailers is None:
+            super().__terminated__(reason)
+
 
 class _Connection(Connection):
     _credit = 0
     lingering: asyncio.TimerHandle | None = None
 
-    def create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> Stream:
-        return _Stream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
+    def create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> BoundedStream:
+        return BoundedStream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
 
     def ack(self, stream_id: int, size: int) -> None:
         """Opens the connection's window again by what has arrived, at once: the streams' own windows are the bound on memory.
@@ -226,10 +244,6 @@ class _Connection(Connection):
         if hasattr(self, "_transport"):
             self.lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
         super().close()
-
-    @property
-    def h2(self) -> H2Connection:
-        return self._connection
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -287,7 +301,7 @@ class _Events(EventsProcessor):
 
     def process_stream_reset(self, event: Any) -> None:
         stream = self.streams.get(event.stream_id)
-        if isinstance(stream, _Stream):
+        if isinstance(stream, BoundedStream):
             stream.unprocessed = event.error_code == ErrorCodes.REFUSED_STREAM
         super().process_stream_reset(event)
         self.handler.reset()

@@ -28,7 +28,7 @@ from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
 from lockgate.net.auth import AuthSettings
 from lockgate.net.compression import compress_off_loop
-from lockgate.net.grpc import GrpcError, Handler, Protocol, frame, keepalive, plain_headers, read_prefix, read_status
+from lockgate.net.grpc import BoundedStream, GrpcError, Handler, Protocol, frame, keepalive, plain_headers, read_prefix, read_status, refuse
 from lockgate.net.proxy import proxy_for
 from lockgate.net.tls import TlsClientSettings, TlsError, explain
 from lockgate.pipeline.contract import ComponentSettings, Context
@@ -223,7 +223,7 @@ class GrpcClient:
         self._authority = settings.authority or settings.tls.server_name_override or self._place
         self._headers = [(name.lower(), value.get_secret_value()) for name, value in settings.headers.items()]
         self._links: dict[object, _Link] = {}  # that new requests may take, by address
-        self._all: set[_Link] = set()
+        self._all: dict[_Link, asyncio.Transport] = {}
         self._turn = 0
         self._connecting: asyncio.Task[None] | None = None
         self._look_again = 0.0
@@ -238,11 +238,9 @@ class GrpcClient:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        for link in list(self._all):
-            transport = link.protocol.connection.transport if link.usable else None
+        for link, transport in list(self._all.items()):
             link.protocol.processor.close("the client closes")
-            if transport is not None:
-                transport.abort()  # nobody waits for anything on it, and TLS would wait for the server's goodbye
+            transport.abort()  # nobody waits for anything on it, and TLS would wait for the server's goodbye
         while self._all:
             await next(iter(self._all)).gone.wait()  # as long as closing lingers, at most
 
@@ -257,6 +255,8 @@ class GrpcClient:
         compressed = compression not in ("", "none")
         if compressed:
             headers.append(("grpc-encoding", compression))
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelled = task.cancelling()
         try:
             async with asyncio.timeout(timeout_seconds) as timer:
                 for wait in (*REFUSED_WAITS, None):
@@ -267,8 +267,11 @@ class GrpcClient:
                     exchange = link.exchange([*self._request(method), *left, *headers], frame(body, compressed))
                     try:
                         return await asyncio.create_task(exchange)
-                    except _Unprocessed:
-                        if wait is None:
+                    except GrpcError as error:
+                        if task.cancelling() > cancelled:
+                            # In the same turn of the loop as the stream's end, which is what the exchange then told.
+                            raise asyncio.CancelledError from error
+                        if wait is None or not isinstance(error, _Unprocessed):
                             raise
                         await asyncio.sleep(wait)
         except TimeoutError:
@@ -298,14 +301,13 @@ class GrpcClient:
     async def _link(self) -> "_Link":
         waits = delays(0.2, 5.0)
         while True:
-            links = [link for link in self._links.values() if link.usable]
-            if links:
+            if self._closed:
+                raise GrpcError(Status.UNAVAILABLE, f"the client of {self._place} is closed")
+            if links := self._usable():
                 if self._settings.balancer_name != "pick_first" and asyncio.get_running_loop().time() >= self._look_again:
                     self._start_connecting()
                 self._turn += 1
                 return links[self._turn % len(links)]
-            if self._closed:
-                raise GrpcError(Status.UNAVAILABLE, f"the client of {self._place} is closed")
             try:
                 # Shared by all who call now, and not cancelled with any one of them.
                 await asyncio.shield(self._start_connecting())
@@ -313,6 +315,9 @@ class GrpcClient:
                 if not self._settings.wait_for_ready:
                     raise
                 await asyncio.sleep(next(waits))
+
+    def _usable(self) -> "list[_Link]":
+        return [link for link in self._links.values() if link.usable]
 
     def _start_connecting(self) -> "asyncio.Task[None]":
         if self._connecting is None or self._connecting.done():
@@ -328,7 +333,8 @@ class GrpcClient:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if (proxy := self._proxy()) is not None:
-                    self._links[proxy] = await self._through(proxy)
+                    if not self._usable():
+                        await self._through(proxy)
                     return
                 addresses = await self._resolve()
                 if self._settings.balancer_name == "pick_first":
@@ -338,13 +344,12 @@ class GrpcClient:
                     gone.drain(2**31 - 1)
                 missing = [address for address in addresses if address not in self._links or not self._links[address].usable]
                 results = await asyncio.gather(*map(self._open, missing), return_exceptions=True)
-                for address, result in zip(missing, results, strict=True):
-                    if isinstance(result, _Link):
-                        self._links[address] = result
                 errors = [result for result in results if isinstance(result, Exception)]
-                if errors and not any(link.usable for link in self._links.values()):
+                if errors and not self._usable():
                     raise errors[0]
         except TimeoutError as error:
+            if self._usable():
+                return
             raise self._unavailable(f"no connection in {CONNECT_SECONDS:g} s; look at the network policy") from error
         except socket.gaierror as error:
             reason = error.strerror or str(error)
@@ -366,7 +371,7 @@ class GrpcClient:
     async def _first(self, addresses: list[tuple[str, int]]) -> None:
         for address in addresses:
             try:
-                self._links[address] = await self._open(address)
+                await self._open(address)
                 return
             except OSError:
                 if address == addresses[-1]:
@@ -385,29 +390,30 @@ class GrpcClient:
         name = self._settings.tls.server_name_override or self._settings.address[0]
         return {"ssl": self._tls.context(), "server_hostname": name, "ssl_handshake_timeout": CONNECT_SECONDS}
 
-    async def _open(self, address: tuple[str, int]) -> "_Link":
-        _, protocol = await asyncio.get_running_loop().create_connection(self._protocol, *address, **self._tls_arguments())
-        return await self._opened(protocol)
+    async def _open(self, address: tuple[str, int]) -> None:
+        transport, protocol = await asyncio.get_running_loop().create_connection(self._protocol, *address, **self._tls_arguments())
+        await self._opened(address, transport, protocol)
 
-    async def _opened(self, protocol: Protocol) -> "_Link":
+    async def _opened(self, address: object, transport: asyncio.Transport, protocol: Protocol) -> None:
+        """Takes a new connection into use. The protocol may have closed it already, for what the server has said so far."""
         link = cast(_Link, protocol.handler)
-        tls = protocol.connection.transport.get_extra_info("ssl_object")
+        tls = transport.get_extra_info("ssl_object")
         if self._tls is not None and tls is not None and tls.selected_alpn_protocol() != "h2":
             protocol.processor.close("no HTTP/2")
             raise ConnectionError("it speaks TLS but does not offer HTTP/2 (ALPN h2), so it is no gRPC server")
         if self._settings.write_buffer_size:
-            protocol.connection.transport.set_write_buffer_limits(self._settings.write_buffer_size)
+            transport.set_write_buffer_limits(self._settings.write_buffer_size)
         try:
             await link.speaks
         except asyncio.CancelledError:
             protocol.processor.close("gave up")
             raise
-        return link
+        self._links[address] = link  # here, so that one address's time-out or cancelling leaves no other's connection to nobody
 
     def _proxy(self) -> URL | None:
         return self._settings.proxy
 
-    async def _through(self, proxy: URL) -> "_Link":
+    async def _through(self, proxy: URL) -> None:
         """A connection through an HTTP proxy's tunnel (RFC 9110, CONNECT); `https` proxies are spoken to in TLS themselves."""
         loop = asyncio.get_running_loop()
         shown = f"proxy {proxy.host}:{proxy.port}"
@@ -439,13 +445,14 @@ class GrpcClient:
                 )
                 if secured is None:
                     raise ConnectionError(f"{shown} closed the tunnel")
-                protocol.connection_made(secured)
+                transport = secured
+                protocol.connection_made(transport)
             else:
                 transport.set_protocol(protocol)
                 protocol.connection_made(transport)
                 protocol.data_received(tunnel.rest)
                 transport.resume_reading()
-            return await self._opened(protocol)
+            await self._opened(proxy, transport, protocol)
         except BaseException:
             transport.abort()
             raise
@@ -495,20 +502,20 @@ class _Link(Handler):
         self._client = client
         self._closed = self._draining = False
         self.gone = asyncio.Event()
-        self._open: set[Stream] = set()
+        self._open: set[BoundedStream] = set()
         self.speaks: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the server has sent its settings: a listener that is none of HTTP/2 is not counted as connected."""
 
     @property
     def usable(self) -> bool:
-        return not self._closed and not self._draining
+        return not self._closed and not self._draining and not self.protocol.connection.is_closing()
 
     def ready(self) -> None:
         if not self.speaks.done():
             self.speaks.set_result(None)
 
     def accept(self, stream: Stream, headers: Any, release_stream: Any) -> None:
-        stream.reset_nowait(ErrorCodes.REFUSED_STREAM)
+        refuse(stream)
         release_stream()
 
     def cancel(self, stream: Stream) -> None:
@@ -523,24 +530,29 @@ class _Link(Handler):
         if not self.speaks.done():
             self.speaks.set_exception(ConnectionError("the server closed the connection before it spoke HTTP/2"))
         self._client.forget(self)
+        self._turn_away(2**31 - 1)
 
     def made(self, transport: asyncio.Transport) -> bool:
-        self._client._all.add(self)
+        self._client._all[self] = transport
         return True
 
     def lost(self) -> None:
-        self._client._all.discard(self)
+        self._client._all.pop(self, None)
         self.gone.set()
 
     def drain(self, last_stream_id: int) -> None:
         """A GOAWAY: nothing new on this connection, what the server has seen may finish, the rest is tried elsewhere."""
         self._draining = True
         self._client.forget(self)
-        for stream in self._open:
-            if (stream.id or 0) > last_stream_id:
-                stream.unprocessed = True  # type: ignore[attr-defined]  # ours, see grpc._Stream
-                stream.__terminated__("the server takes no more requests on this connection")
+        self._turn_away(last_stream_id)
         self._close_when_done()
+
+    def _turn_away(self, last_stream_id: int) -> None:
+        """Sends elsewhere what the server will not look at. Requests that wait for room to be sent are known to nobody but us."""
+        for stream in self._open:
+            if stream.id is None or stream.id > last_stream_id:
+                stream.unprocessed = True
+                stream.__terminated__("the server takes no more requests on this connection")
 
     def _close_when_done(self) -> None:
         if self._draining and not self._open and not self._closed:
@@ -548,22 +560,25 @@ class _Link(Handler):
 
     async def exchange(self, headers: list[tuple[str, str]], body: bytes) -> bytes:
         """Sends one framed message and gives the answer's message. Raises GrpcError."""
+        if not self.usable:
+            raise _Unprocessed(Status.UNAVAILABLE, "the connection closed before the request was sent")
         wrapper = Wrapper()
         stream = self.protocol.connection.create_stream(wrapper=wrapper)
+        self._open.add(stream)
         release = None
         try:
             with wrapper:
                 release = await stream.send_request(headers, _processor=self.protocol.processor)
-                self._open.add(stream)
                 await stream.send_data(body, end_stream=True)
+                stream.sent = True
                 return await _answer(stream)
         except (StreamTerminatedError, ProtocolError, EOFError, OSError, AttributeError) as error:
             # A server may answer before it has read everything, and then reset the stream: what it said counts.
             if (said := _said(stream)) is not None:
                 raise said from error
-            if isinstance(error, AttributeError) and not self._closed:
+            if isinstance(error, AttributeError) and not self.protocol.connection.is_closing():
                 raise
-            kind = _Unprocessed if getattr(stream, "unprocessed", False) else GrpcError
+            kind = _Unprocessed if stream.unprocessed else GrpcError
             raise kind(Status.UNAVAILABLE, f"the connection or its stream ended without an answer: {error}") from error
         finally:
             self._open.discard(stream)

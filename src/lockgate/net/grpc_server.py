@@ -36,6 +36,7 @@ from lockgate.net.grpc import (
     keepalive,
     plain_headers,
     read_prefix,
+    refuse,
     status_headers,
 )
 from lockgate.net.grpc_server_settings import GrpcServerSettings
@@ -229,9 +230,9 @@ class GrpcServer:
         if self._servers is None:
             return
         self.stopping = True
-        await listener.close(self._servers)
-        self._servers = None
+        servers, self._servers = self._servers, None
         try:
+            await listener.close(servers)
             for connection in list(self.connections):
                 connection.say_goaway()
             await self._empty.wait()
@@ -322,6 +323,7 @@ class _Connection(Handler):
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._peer = ""
         self._draining = False
+        self._last_stream_id = 0  # of those that were accepted: what a GOAWAY leaves out is tried elsewhere
         self._resets = 0
         self._last_ping = 0.0
         self._strikes = 0
@@ -351,9 +353,10 @@ class _Connection(Handler):
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], None]) -> None:
         server = self._server
         if self._draining:
-            stream.reset_nowait(ErrorCodes.REFUSED_STREAM)  # not processed, so clients may try it elsewhere (RFC 9113, 8.7)
+            refuse(stream)
             release_stream()
             return
+        self._last_stream_id = stream.id or 0
         self._cancel("idle")
         server.requests += 1
         task = asyncio.get_running_loop().create_task(self._handle(stream, plain_headers(headers), release_stream))
@@ -405,14 +408,11 @@ class _Connection(Handler):
             return
         self._draining = True
         # Not through h2, for which a GOAWAY sent is a connection closed, and the answers under way could not be sent any more.
-        goaway = GoAwayFrame(0, last_stream_id=self._highest(), error_code=ErrorCodes.NO_ERROR)
+        goaway = GoAwayFrame(0, last_stream_id=self._last_stream_id, error_code=ErrorCodes.NO_ERROR)
         self.protocol.connection.transport.write(goaway.serialize())
         if grace := self._server.settings.keepalive.server_parameters.max_connection_age_grace:
             self._later("grace", grace, lambda: self.protocol.processor.close("the connection's time is over"))
         self._close_when_done()
-
-    def _highest(self) -> int:
-        return max((stream.id or 0 for stream in self._tasks), default=self.protocol.connection.h2.highest_inbound_stream_id)
 
     async def _handle(self, stream: Stream, headers: dict[str, str], release_stream: Callable[[], None]) -> None:
         call = Call(self._server, stream, headers, self._peer)
@@ -459,7 +459,8 @@ class _Connection(Handler):
     def _close(self, code: ErrorCodes, text: bytes = b"") -> None:
         connection = self.protocol.connection
         if not connection.is_closing():
-            connection.transport.write(GoAwayFrame(0, last_stream_id=self._highest(), error_code=code, additional_data=text).serialize())
+            goaway = GoAwayFrame(0, last_stream_id=self._last_stream_id, error_code=code, additional_data=text)
+            connection.transport.write(goaway.serialize())
             self.protocol.processor.close("the client broke the rules")
 
     def _abort(self) -> None:
