@@ -14,9 +14,14 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status as StatusMessage
 from grpclib.const import Status
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import StreamEnded
+from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 from pydantic import ValidationError
 from support import FakeHost, context
 
+from lockgate.net import grpc_client
 from lockgate.net.grpc import GrpcError
 from lockgate.net.grpc_client import GrpcClient, GrpcClientSettings, NotGrpc, parse_endpoint, refusal
 from lockgate.net.grpc_server import GrpcServer, unary
@@ -222,6 +227,170 @@ async def test_a_server_that_dies_under_a_request_leaves_the_task_whole() -> Non
         assert not task.cancelling()
 
 
+@asynccontextmanager
+async def our_server(handle: Answer = echo, **settings: Any) -> AsyncIterator[GrpcServer]:
+    made = GrpcServerSettings.model_validate({"endpoint": "127.0.0.1:0", **settings})
+    async with GrpcServer(made, {METHOD: unary(handle)}, context("otlp", Kind.RECEIVER)) as server:
+        yield server
+
+
+def closing_what_is_chosen(ours: GrpcClient, times: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The first so many connections close between being chosen and being written to."""
+    choose, chosen = ours._link, list[Any]()
+
+    async def link() -> Any:
+        chosen.append(await choose())
+        if len(chosen) <= times:
+            chosen[-1].protocol.processor.close("gone")
+        return chosen[-1]
+
+    monkeypatch.setattr(ours, "_link", link)
+    return chosen
+
+
+async def test_a_connection_that_closes_after_it_was_chosen_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with our_server() as server, client(server.port) as ours:
+        chosen = closing_what_is_chosen(ours, 2, monkeypatch)
+        assert await ours.call(METHOD, b"m", 10) == b"m"
+        assert len(set(chosen)) == 3
+
+
+async def test_connections_that_all_close_before_they_are_used_are_retryable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with our_server() as server, client(server.port) as ours:
+        closing_what_is_chosen(ours, 100, monkeypatch)
+        error = await failure(ours.call(METHOD, b"m", 10))
+    assert error.status is Status.UNAVAILABLE
+    assert isinstance(refusal(error), Retryable)
+
+
+async def test_a_connection_that_lingers_while_it_closes_is_not_chosen() -> None:
+    async with our_server() as server, client(server.port) as ours:
+        await ours.call(METHOD, b"m", 10)
+        [link] = ours._all
+        link.protocol.connection.close()  # as an unanswered PING does; the link is told when the socket is gone
+        assert await ours.call(METHOD, b"m", 10) == b"m"
+
+
+@pytest.mark.parametrize("end", ["closes", "goaway"])
+@pytest.mark.parametrize("waits_for", ["a stream", "the socket"])
+async def test_a_request_that_waits_to_be_sent_goes_elsewhere_when_its_connection_ends(end: str, waits_for: str) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def handle(message: bytes, call: Any) -> bytes:
+        if message == b"first":
+            started.set()
+            await go.wait()
+        return message
+
+    async with our_server(handle, max_concurrent_streams=1) as server, client(server.port) as ours:
+        first = asyncio.ensure_future(ours.call(METHOD, b"first", 20))
+        await asyncio.wait_for(started.wait(), 5)
+        [link], [connection] = ours._all, server.connections
+        if waits_for == "the socket":
+            link.protocol.pause_writing()
+        second = asyncio.ensure_future(ours.call(METHOD, b"second", 20))
+        async with asyncio.timeout(5):
+            while len(link._open) < 2:
+                await asyncio.sleep(0.005)
+        if end == "closes":
+            connection.protocol.connection.transport.abort()
+            assert isinstance(refusal(await failure(first)), Retryable)
+        else:
+            connection.say_goaway()
+        assert await asyncio.wait_for(second, 5) == b"second"
+        go.set()
+        if end == "goaway":
+            link.protocol.resume_writing()
+            assert await first == b"first"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(GoAwayFrame(0, last_stream_id=0, error_code=0), id="goaway"),
+        pytest.param(GoAwayFrame(0, last_stream_id=0, error_code=2), id="goaway-for-an-error"),
+        pytest.param(RstStreamFrame(1, error_code=0), id="reset"),
+    ],
+)
+async def test_an_answer_in_one_read_with_the_end_of_its_stream_counts(frame: Frame) -> None:
+    requests = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        h2 = H2Connection(H2Configuration(client_side=False))
+        h2.initiate_connection()
+        writer.write(h2.data_to_send())
+        while data := await reader.read(65536):
+            for event in h2.receive_data(data):
+                if isinstance(event, StreamEnded):
+                    requests += 1
+                    h2.send_headers(event.stream_id, [(":status", "200"), ("content-type", "application/grpc")])
+                    h2.send_data(event.stream_id, b"\0\0\0\0\4done")
+                    h2.send_headers(event.stream_id, [("grpc-status", "0")], end_stream=True)
+                    writer.write(h2.data_to_send() + frame.serialize())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, client(server.sockets[0].getsockname()[1]) as ours:
+        assert await ours.call(METHOD, b"m", 10) == b"done"
+    assert requests == 1
+
+
+async def test_a_call_cancelled_as_its_connection_ends_is_cancelled() -> None:
+    started = asyncio.Event()
+
+    async def handle(message: bytes, call: Any) -> bytes:
+        started.set()
+        await asyncio.Event().wait()
+        return b""
+
+    async with our_server(handle) as server, client(server.port) as ours:
+        call = asyncio.ensure_future(ours.call(METHOD, b"m", 30))
+        await asyncio.wait_for(started.wait(), 5)
+        call.cancel()
+        next(iter(ours._all)).protocol.processor.close("gone")
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_an_address_that_hangs_withholds_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(grpc_client, "CONNECT_SECONDS", 0.2)
+    async with (
+        our_server() as server,
+        await asyncio.start_server(hang, "127.0.0.2", server.port),
+        client(f"localhost:{server.port}") as ours,
+    ):
+        monkeypatch.setattr(ours, "_resolve", lambda: _addresses(server.port))
+        assert await ours.call(METHOD, b"m", 10) == b"m"
+        async with asyncio.timeout(5):
+            while len(ours._all) > 1:
+                await asyncio.sleep(0.005)
+
+
+async def test_a_client_that_is_closing_starts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+
+    async with our_server() as server, client(server.port) as ours:
+        await ours.call(METHOD, b"m", 10)
+        monkeypatch.setattr(ours, "_resolve", resolve)
+        ours._look_again = 0.0
+        await ours.call(METHOD, b"m", 10)
+        connecting = ours._connecting
+        leaving = asyncio.ensure_future(ours.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        assert "closed" in (await failure(ours.call(METHOD, b"m", 10))).message
+        await leaving
+        assert ours._connecting is connecting
+
+
 async def test_a_server_that_comes_back_is_found_again() -> None:
     async with serving() as (_, port):
         pass
@@ -414,8 +583,11 @@ async def test_the_environments_proxy_is_used(secure: bool, secure_proxy: bool, 
     async with proxy, serving(tls=files.credentials() if secure else None) as (_, port):
         tls = {"ca_file": files.ca_file, "server_name_override": "localhost"} if secure else {"insecure": True}
         async with client(f"collector.example:{port}", tls=tls) as ours:
-            for size in (10, 500_000):
+            for size in (10, 500_000, 11):
                 assert await ours.call(METHOD, b"m" * size, 10) == b"m" * size
+                ours._look_again = 0.0  # a tunnel that stands is not dug again
+            assert ours._connecting is not None
+            await ours._connecting
         monkeypatch.setenv("NO_PROXY", ".example")
         assert GrpcClientSettings(endpoint="collector.example:1").proxy is None
     assert [head.split("\r\n")[0] for head in heads] == [f"CONNECT collector.example:{port} HTTP/1.1"]
@@ -433,6 +605,21 @@ async def test_a_proxy_that_refuses_is_retryable_and_named(monkeypatch: pytest.M
     async with proxy, client("collector.example:4317") as ours:
         error = await failure(ours.call(METHOD, b"m", 10))
     assert "refused the tunnel with status 407" in error.message
+    assert isinstance(refusal(error), Retryable)
+
+
+async def test_garbage_behind_a_proxys_answer_is_retryable_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\nSSH-2.0-x\r\n" + b"x" * 100)
+        await reader.read()
+        writer.close()
+
+    proxy = await asyncio.start_server(answer, "127.0.0.1", 0)
+    monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+    async with proxy, client("collector.example:4317", write_buffer_size=1000) as ours:
+        error = await failure(ours.call(METHOD, b"m", 10))
+    assert "HTTP/2" in error.message
     assert isinstance(refusal(error), Retryable)
 
 

@@ -16,18 +16,19 @@ from backports import zstd
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status as StatusMessage
 from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, ResponseReceived, StreamReset, TrailersReceived
+from h2.events import ConnectionTerminated, PingAckReceived, ResponseReceived, StreamReset, TrailersReceived
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 from pydantic import ValidationError
 from support import FakeHost, context
 
+from lockgate.net.grpc import _Http2
 from lockgate.net.grpc_server import Call, GrpcServer, Method, unary
 from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.pipeline.contract import Extension, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
 
 METHOD = "/test.Service/Export"
+HEADERS = [(":method", "POST"), (":path", METHOD), (":scheme", "http"), (":authority", "x"), ("content-type", "application/grpc")]
 Answer = Callable[[bytes, Call], Awaitable[bytes]]
 
 
@@ -254,6 +255,52 @@ async def test_leaving_lets_requests_finish_and_sends_clients_elsewhere() -> Non
         await asyncio.wait_for(leaving, 5)
 
 
+async def test_a_request_reset_in_one_read_while_leaving_ends_no_other() -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def handle(message: bytes, call: Call) -> bytes:
+        if message == b"first":
+            started.set()
+            await go.wait()
+        return b"done"
+
+    async with serving(handle) as server, raw(server) as peer:
+        first, second = peer.request(), peer.request()
+        peer.data(first, b"\0\0\0\0\5first", end=True)
+        await asyncio.wait_for(started.wait(), 5)
+        peer.data(second, b"\0\0\0\0\1x", end=True)
+        assert (await peer.headers(second))["grpc-status"] == "0"
+        [connection] = server.connections
+        connection.say_goaway()
+        late = HeadersFrame(5, data=peer.h2.encoder.encode(HEADERS), flags=["END_HEADERS"])
+        peer.writer.write(late.serialize() + RstStreamFrame(5, error_code=8).serialize())
+        pinged = PingFrame(0, opaque_data=b"12345678")
+        peer.write(pinged)
+        while not any(isinstance(event, PingAckReceived) for event in peer.events):
+            assert await peer.read()
+        go.set()
+        assert (await peer.headers(first))["grpc-status"] == "0"
+        # What was answered is not to be sent elsewhere, though it is not under way any more.
+        [goaway] = [event for event in peer.events if isinstance(event, ConnectionTerminated)]
+        assert goaway.last_stream_id == second
+
+
+async def test_leaving_that_is_cancelled_at_once_closes_all_the_same() -> None:
+    server = GrpcServer(GrpcServerSettings(endpoint="127.0.0.1:0"), {METHOD: unary(echo)}, context("otlp", Kind.RECEIVER))
+    await server.__aenter__()
+    async with raw(server) as peer:
+        peer.request()
+        await until(lambda: server.requests == 1)
+        leaving = asyncio.ensure_future(server.__aexit__())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not server.connections
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", server.port)
+
+
 @asynccontextmanager
 async def client_of(handle: Answer) -> AsyncIterator[tuple[GrpcServer, Any, Callable[[], Awaitable[None]]]]:
     server = GrpcServer(GrpcServerSettings(endpoint="127.0.0.1:0"), {METHOD: unary(handle)}, context("otlp", Kind.RECEIVER))
@@ -299,7 +346,8 @@ class Raw:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
-        self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8", validate_inbound_headers=False))
+        # Ours, since h2's own takes nothing more after a GOAWAY.
+        self.h2 = _Http2(H2Configuration(client_side=True, header_encoding="utf-8", validate_inbound_headers=False))
         self.h2.initiate_connection()
         self.flush()
         self.events: list[Any] = []
@@ -420,9 +468,7 @@ async def test_a_client_that_resets_as_fast_as_it_asks_is_disconnected() -> None
         for number in range(300):
             stream = 1 + 2 * number
             frame = HeadersFrame(stream, flags=["END_HEADERS"])
-            frame.data = peer.h2.encoder.encode(
-                [(":method", "POST"), (":path", METHOD), (":scheme", "http"), (":authority", "x"), ("content-type", "application/grpc")]
-            )
+            frame.data = peer.h2.encoder.encode(HEADERS)
             peer.write(frame)
             peer.write(RstStreamFrame(stream, error_code=8))
         # The GOAWAY may be lost: closing a socket with unread bytes resets it.
@@ -440,6 +486,12 @@ async def test_a_client_that_reads_nothing_is_not_read_from_either() -> None:
                     await asyncio.wait_for(peer.writer.drain(), 0.5)
         [connection] = server.connections
         assert connection.protocol.connection.transport.get_write_buffer_size() < 1 << 20
+
+
+async def test_a_frame_that_is_too_long_is_refused_by_its_header() -> None:
+    async with serving() as server, raw(server) as peer:
+        peer.writer.write((2**24 - 1).to_bytes(3, "big") + b"\0\0\0\0\0\1")
+        assert await peer.goaway() == 6  # FRAME_SIZE_ERROR
 
 
 async def test_a_message_may_come_in_frames_of_one_byte_and_empty_ones() -> None:

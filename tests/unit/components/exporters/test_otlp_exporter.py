@@ -126,9 +126,11 @@ async def test_nothing_is_lost_while_the_server_restarts_under_load() -> None:
                 await asyncio.sleep(0.01)
                 await exporter.consume(logs(body, "x" * 20_000))
 
-        await asyncio.gather(*map(send, bodies))
-        stop.set()
-        await restarting
+        try:
+            await asyncio.gather(*map(send, bodies))
+        finally:
+            stop.set()
+            await restarting
     assert set(bodies) <= set(server.bodies)
 
 
@@ -153,17 +155,19 @@ async def test_nothing_is_lost_while_our_own_receiver_restarts_under_load() -> N
     await current.__aenter__()
     assert current.grpc is not None
     port = current.grpc.port
-    async with exporting(port) as exporter:
-        sending = asyncio.ensure_future(asyncio.gather(*(exporter.consume(logs(f"{n}", "x" * 5_000)) for n in range(2000))))
-        restarts = 0
-        while not sending.done():
-            await asyncio.sleep(0.1)
-            await current.__aexit__(None, None, None)
-            current = receiver()
-            await current.__aenter__()
-            restarts += 1
-        await sending
-    await current.__aexit__(None, None, None)
+    try:
+        async with exporting(port) as exporter:
+            sending = asyncio.ensure_future(asyncio.gather(*(exporter.consume(logs(f"{n}", "x" * 5_000)) for n in range(2000))))
+            restarts = 0
+            while not sending.done():
+                await asyncio.sleep(0.1)
+                await current.__aexit__(None, None, None)
+                current = receiver()
+                await current.__aenter__()
+                restarts += 1
+            await sending
+    finally:
+        await current.__aexit__(None, None, None)
     bodies = [body for body in sink.bodies() if body[0] != "x"]
     assert {f"{n}" for n in range(2000)} == set(bodies)
     assert restarts >= 2
