@@ -505,6 +505,8 @@ class _Link(Handler):
         self._open: set[BoundedStream] = set()
         self.speaks: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the server has sent its settings: a listener that is none of HTTP/2 is not counted as connected."""
+        # Who connected may have given up by then, and nobody asks.
+        self.speaks.add_done_callback(lambda speaks: speaks.cancelled() or speaks.exception())
 
     @property
     def usable(self) -> bool:

@@ -1,7 +1,9 @@
 """Our gRPC client against the real grpcio server, proxies, and servers that are none."""
 
 import asyncio
+import gc
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -516,6 +518,23 @@ async def test_a_certificate_that_is_not_trusted_is_explained(tmp_path: Path) ->
     assert "was not accepted" in error.message
 
 
+async def test_a_tls_server_without_http2_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    files = Authority(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files.ca.issue_cert("localhost", "127.0.0.1").configure_cert(tls)
+    server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=tls)
+    async with server, client(server.sockets[0].getsockname()[1], tls={"ca_file": files.ca_file}) as ours:
+        error = await failure(ours.call(METHOD, b"m", 10))
+    assert "ALPN h2" in error.message
+    assert isinstance(refusal(error), Retryable)
+    gc.collect()
+    assert not caplog.records  # no "exception was never retrieved"
+
+
 async def test_round_robin_uses_every_address_and_pick_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
     # "localhost" with two loopback addresses: two servers at the same port of each.
     counts = [0, 0]
@@ -553,8 +572,6 @@ async def _addresses(port: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("secure_proxy", [False, True], ids=["http-proxy", "https-proxy"])
 async def test_the_environments_proxy_is_used(secure: bool, secure_proxy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ssl
-
     files = Authority(tmp_path)
     heads: list[str] = []
 
