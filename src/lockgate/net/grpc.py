@@ -22,8 +22,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
-from h2.exceptions import FrameTooLargeError, ProtocolError
-from h2.frame_buffer import FrameBuffer
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 STREAM_WINDOW = 65_535
@@ -118,15 +117,6 @@ async def read_prefix(stream: Stream) -> tuple[bool, int] | None:
     return bool(prefix[0]), int.from_bytes(prefix[1:], "big")
 
 
-class _Frames(FrameBuffer):
-    """h2's, which refuses a frame that is too long when its header is there, instead of holding up to 16 MiB of it first."""
-
-    def __next__(self) -> Any:
-        if len(self._data) >= 3 and (size := int.from_bytes(self._data[:3], "big")) > self.max_frame_size:
-            raise FrameTooLargeError(f"a frame of {size} bytes, where {self.max_frame_size} are allowed")
-        return super().__next__()
-
-
 class _Http2(H2Connection):
     """h2's connection, for which a GOAWAY without an error does not end the streams that are under way.
 
@@ -134,11 +124,6 @@ class _Http2(H2Connection):
     streams for protocol errors. grpc-go sends such a GOAWAY at max_connection_age and when it stops. See
     test_requests_under_way_finish_when_the_server_says_goaway.
     """
-
-    def __init__(self, config: H2Configuration) -> None:
-        super().__init__(config)
-        self.incoming_buffer = _Frames(server=not config.client_side)
-        self.incoming_buffer.max_frame_size = self.max_inbound_frame_size
 
     def _receive_goaway_frame(self, frame: Any) -> tuple[list[Any], list[Any]]:
         if frame.error_code != ErrorCodes.NO_ERROR:

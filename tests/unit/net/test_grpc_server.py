@@ -488,12 +488,6 @@ async def test_a_client_that_reads_nothing_is_not_read_from_either() -> None:
         assert connection.protocol.connection.transport.get_write_buffer_size() < 1 << 20
 
 
-async def test_a_frame_that_is_too_long_is_refused_by_its_header() -> None:
-    async with serving() as server, raw(server) as peer:
-        peer.writer.write((2**24 - 1).to_bytes(3, "big") + b"\0\0\0\0\0\1")
-        assert await peer.goaway() == 6  # FRAME_SIZE_ERROR
-
-
 async def test_a_message_may_come_in_frames_of_one_byte_and_empty_ones() -> None:
     async with serving() as server, raw(server) as peer:
         stream = peer.request()
