@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from lockgate.wire.protobuf import DecodeError, varint
+from lockgate.wire.resources import locate
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -99,11 +100,45 @@ class Batch:
         `edit` is called once for each distinct run of bytes in this batch, however often they occur. The records behind a resource are
         copied as they are. Returns the same batch where nothing changed.
         """
-        payload, changed, removed = _map_resources(self.payload, edit)
+        places = locate(self.payload)
+        if places is None:
+            payload, changed, removed = _map_resources(self.payload, edit)
+        else:
+            payload, changed, removed = _map_located(self.payload, places, edit)
         if not changed:
             return self
         count = self.count - sum(count_records(self.signal, part) for part in removed)
         return replace(self, payload=payload, count=count, parts=(), _message=[])
+
+
+def _map_located(
+    payload: bytes, places: list[tuple[int, int, int]], edit: Callable[[bytes], bytes | None]
+) -> tuple[bytes, bool, list[bytes]]:
+    """The payload, whether it is another, and what was removed; what stays is copied in runs, not resource by resource."""
+    view = memoryview(payload)
+    out: list[bytes | memoryview] = []
+    removed: list[bytes] = []
+    edited: dict[bytes, bytes | None] = {}
+    start = copied = 0
+    for first, last, end in places:
+        raw = payload[first:last]
+        if raw in edited:
+            new = edited[raw]
+        else:
+            new = edited[raw] = edit(raw)
+        if new is None:
+            removed.append(payload[start:end])
+            out.append(view[copied:start])
+            copied = end
+        elif new is not raw and new != raw:
+            head = b"\x0a" + varint(len(new))
+            out += (view[copied:start], b"\x0a" + varint(len(head) + len(new) + end - last) + head, new)
+            copied = last
+        start = end
+    if not out:
+        return payload, False, removed
+    out.append(view[copied:])
+    return b"".join(out), True, removed
 
 
 def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[bytes]]:

@@ -9,7 +9,6 @@ import zlib
 from concurrent.futures import Executor
 from typing import Literal
 
-import cramjam
 from backports import zstd
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
@@ -53,6 +52,8 @@ def compress(body: bytes, encoding: str, level: int | None = None) -> bytes:
         case "zstd":
             return zstd.compress(body, 1 if level is None else level)
         case "snappy":
+            import cramjam  # here and below: 1.5 MB that few need
+
             return bytes(cramjam.snappy.compress(body))
     raise ValueError(f"unknown encoding {encoding!r}")
 
@@ -128,6 +129,8 @@ def _unzstd(body: bytes, limit: int) -> bytes:
 
 def _unsnappy(body: bytes, limit: int) -> bytes:
     """Framed or block format, told apart by the framed one's first ten bytes, as the collector does. The lengths are checked first."""
+    import cramjam
+
     try:
         if not body.startswith(_SNAPPY_MAGIC):
             if _varint(body, 0) > limit:

@@ -21,18 +21,9 @@ class OtlpExporter(QueuedExporter[OtlpExporterSettings]):
     """Sends OTLP over gRPC. Whatever may pass later is tried again; `net.grpc_client.refusal` says what that is."""
 
     def __init__(self, settings: OtlpExporterSettings, context: Context) -> None:
-        super().__init__(settings, context)
-        self._client = GrpcClient(settings, context)
-
-    async def start(self) -> None:
-        await self._client.__aenter__()
-        await super().start()
-
-    async def stop(self) -> None:
-        try:
-            await super().stop()
-        finally:
-            await self._client.__aexit__(None, None, None)
+        client = GrpcClient(settings, context)
+        super().__init__(settings, context, client)
+        self._client = client
 
     async def send(self, batch: Batch) -> Rejected | None:
         try:

@@ -72,18 +72,9 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
     credentials are replaced while the program runs. What remains of 4xx is refused for good."""
 
     def __init__(self, settings: OtlpHttpExporterSettings, context: Context) -> None:
-        super().__init__(settings, context)
-        self._client = HttpClient(settings, context)
-
-    async def start(self) -> None:
-        await self._client.__aenter__()
-        await super().start()
-
-    async def stop(self) -> None:
-        try:
-            await super().stop()
-        finally:
-            await self._client.__aexit__(None, None, None)
+        client = HttpClient(settings, context)
+        super().__init__(settings, context, client)
+        self._client = client
 
     async def send(self, batch: Batch) -> Rejected | None:
         url = self.settings.url(batch.signal)

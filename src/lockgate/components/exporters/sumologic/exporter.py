@@ -109,22 +109,13 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
     """Delivers logs, metrics and traces to Sumo Logic's sources, and counts what they refuse even with a 200."""
 
     def __init__(self, settings: SumologicSettings, context: Context) -> None:
-        super().__init__(settings, context)
-        self._client = HttpClient(settings, context)
+        client = HttpClient(settings, context)
+        super().__init__(settings, context, client)
+        self._client = client
         self._urls = {signal: settings.url(signal) for signal in Signal}
         self._cookie = ""
         self._done: dict[asyncio.Task[Any] | None, dict[int, _Verdict]] = {}
         """What became of the requests of the batch under way in a task: what is in here needs no other attempt."""
-
-    async def start(self) -> None:
-        await self._client.__aenter__()
-        await super().start()
-
-    async def stop(self) -> None:
-        try:
-            await super().stop()
-        finally:
-            await self._client.__aexit__(None, None, None)
 
     async def _attempts(self, batch: Batch) -> Rejected | None:
         task = asyncio.current_task()

@@ -1,0 +1,102 @@
+"""A backend that counts: `python bench/sink.py PORT`. Takes OTLP over HTTP and vlagent's blocks; GET /stats tells what came.
+
+Every OTLP request is validated to its last byte. With /stats?ages=1 each record's age at arrival is noted, from the time in its line.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+
+from aiohttp import web
+
+from lockgate.batch import Signal, count_records, message_type
+from lockgate.net.compression import decompress
+
+LIMIT = 1 << 30
+
+
+class Sink:
+    """What came since the last reset."""
+
+    def __init__(self) -> None:
+        self.ages_wanted = False
+        self.last_body = b""
+        self.reset()
+
+    def reset(self) -> None:
+        self.records = self.requests = self.wire_bytes = self.bytes = 0
+        self.ages = array("d")
+
+    async def take(self, request: web.Request) -> web.Response:
+        raw = await request.read()
+        now = time.time_ns()
+        body = decompress(raw, request.headers.get("Content-Encoding", ""), LIMIT)
+        if request.path.endswith("/native"):
+            self.records += count_rows(body)
+        else:
+            self.records += count_records(Signal.LOGS, body)
+            if self.ages_wanted:
+                self._note_ages(body, now)
+        self.requests += 1
+        self.wire_bytes += len(raw)
+        self.bytes += len(body)
+        self.last_body = body
+        return web.Response(content_type="application/x-protobuf")
+
+    def _note_ages(self, body: bytes, now: int) -> None:
+        for resource in message_type(Signal.LOGS).FromString(body).resource_logs:
+            for scope in resource.scope_logs:
+                self.ages.extend((now - record.time_unix_nano) / 1e6 for record in scope.log_records)
+
+    async def stats(self, request: web.Request) -> web.Response:
+        if "reset" in request.query:
+            self.reset()
+        if "ages" in request.query:
+            self.ages_wanted = request.query["ages"] == "1"
+        ages = sorted(self.ages)
+        centile = {f"p{each}": ages[min(len(ages) - 1, len(ages) * each // 100)] if ages else None for each in (50, 99)}
+        counts = {"records": self.records, "requests": self.requests, "wire_bytes": self.wire_bytes, "bytes": self.bytes}
+        return web.json_response({**counts, **centile})
+
+    async def last(self, request: web.Request) -> web.Response:
+        """The last request's bytes, to see what is being compared."""
+        return web.Response(body=self.last_body)
+
+
+def count_rows(body: bytes) -> int:
+    """Rows in VictoriaLogs' native format: tenant (8 bytes), stream tags, time (8 bytes), then counted names and values."""
+    position = rows = 0
+    while position < len(body):
+        length, position = _varint(body, position + 8)
+        fields, position = _varint(body, position + length + 8)
+        for _ in range(2 * fields):
+            length, position = _varint(body, position)
+            position += length
+        rows += 1
+    return rows
+
+
+def _varint(body: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = body[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+
+
+def main() -> None:
+    sink = Sink()
+    app = web.Application(client_max_size=LIMIT, handler_args={"auto_decompress": False})
+    app.router.add_get("/stats", sink.stats)
+    app.router.add_get("/last", sink.last)
+    app.router.add_post("/{path:.*}", sink.take)
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=lambda _: None)
+
+
+if __name__ == "__main__":
+    main()
