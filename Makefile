@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: install up test lint bench wheel peers test-peers soak clean
 install: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.py)
+$(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.p*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77' 'Cython>=3.1'
 	$(BIN)/python -m pip install --quiet --group dev --editable '.[backend]' --no-build-isolation
