@@ -218,12 +218,14 @@ class _Chunk:
             if starts(src, p, end, b"true") or starts(src, p, end, b"null"):
                 return p + 4
             return p + 5 if starts(src, p, end, b"false") else _number(src, p, end)
+        if depth >= 32:
+            return -1
         close = byte + 2  # ASCII: the closing bracket and brace are two further
         key = 0
         p = _blanks(src, p + 1, end)
         if _at(src, p, end) == close:
             return p + 1
-        while depth < 32:
+        while True:
             if close == ord("}"):
                 key = p + 1
                 p = self.string(key, end) if _at(src, p, end) == ord('"') else -1
@@ -244,7 +246,6 @@ class _Chunk:
             if byte != ord(","):
                 return -1
             p = _blanks(src, p + 1, end)
-        return -1
 
     def string(self, p: int, end: int) -> int:
         """From behind a JSON string's opening quote to behind its closing one, or -1.
