@@ -28,6 +28,7 @@ NOBODY = "http://127.0.0.1:1"
 MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.RECEIVER, "filelog"): lambda tmp: {"include": [f"{tmp}/*.log"]},
     (Kind.RECEIVER, "otlp"): lambda tmp: {"protocols": {"http": {"endpoint": "127.0.0.1:0"}}},
+    (Kind.RECEIVER, "sumologic"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.PROCESSOR, "attributes"): lambda tmp: {"actions": [{"action": "insert", "key": "a", "value": 1}]},
     (Kind.PROCESSOR, "batch"): lambda tmp: {},
     (Kind.PROCESSOR, "filter"): lambda tmp: {"logs": {"exclude": {"match_type": "strict", "bodies": ["other"]}}},
@@ -46,6 +47,8 @@ MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.EXTENSION, "bearertokenauth"): lambda tmp: {"token": "t"},
     (Kind.EXTENSION, "file_storage"): lambda tmp: {"directory": str(tmp)},
     (Kind.EXTENSION, "health_check"): lambda tmp: {"endpoint": "127.0.0.1:0"},
+    (Kind.EXTENSION, "memory_ballast"): lambda tmp: {},
+    (Kind.EXTENSION, "pprof"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.EXTENSION, "query"): lambda tmp: {"endpoint": "127.0.0.1:0", "state_directory": str(tmp)},
     (Kind.EXTENSION, "sample_cluster"): lambda tmp: {"endpoint": "127.0.0.1:0", "log_root": f"{tmp}/pods"},
 }

@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from support.backend import Backend
+from support.otlp import log_batch
 from support.process import Role, free_port, wait_until
 
 CONFIG = """
@@ -107,23 +109,51 @@ def test_a_port_that_is_taken_ends_the_start_and_is_named(tmp_path: Path) -> Non
     assert "Traceback" not in result.stderr
 
 
+COSTLY = {
+    "duckdb",
+    "grpclib",
+    "h2",
+    "rich",
+    "opentelemetry",
+    "google.protobuf",
+    "google.rpc",
+    "lockgate.kube",
+    "lockgate.store",
+    "lockgate.sample",
+}
+RECEIVING = """
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
+exporters: {{otlphttp: {{endpoint: "{url}"}}}}
+extensions: {{health_check: {{}}}}
+service:
+  extensions: [health_check]
+  pipelines: {{logs: {{receivers: [otlp], exporters: [otlphttp]}}}}
+"""
+
+
+def imported_by(role: Role) -> set[str]:
+    """Every module that was imported, and the packages they are in; the role runs with PYTHONPROFILEIMPORTTIME."""
+    modules = [line.rpartition("|")[2].strip() for line in role.log.read_text().splitlines() if line.startswith("import time:")]
+    return {".".join(parts[:n]) for parts in (module.split(".") for module in modules) for n in range(1, len(parts) + 1)}
+
+
 def test_what_is_not_configured_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "app.log").write_text("one\n")
-    with Backend() as backend:
-        environment = {"PYTHONPROFILEIMPORTTIME": "1"}
-        with Role(tmp_path / "role", config(tmp_path, backend.url), environment) as role:
-            wait_until(backend.bodies)
-        imported = {line.rpartition("|")[2].strip() for line in role.log.read_text().splitlines() if line.startswith("import time:")}
+    with Backend() as backend, Role(tmp_path / "role", config(tmp_path, backend.url), {"PYTHONPROFILEIMPORTTIME": "1"}) as role:
+        wait_until(backend.bodies)
+        imported = imported_by(role)
     assert "lockgate.components.receivers.filelog.receiver" in imported, "the import log is empty: this test would prove nothing"
-    costly = {
-        "duckdb",
-        "grpclib",
-        "h2",
-        "rich",
-        "opentelemetry.proto",
-        "google.protobuf",
-        "lockgate.kube",
-        "lockgate.store",
-        "lockgate.sample",
-    }
-    assert sorted(costly & imported) == []
+    assert sorted(COSTLY & imported) == []
+
+
+def test_a_role_that_speaks_http_alone_imports_no_grpc(tmp_path: Path) -> None:
+    port = free_port()
+    with Backend() as backend:
+        text = RECEIVING.format(port=port, url=backend.url)
+        with Role(tmp_path / "role", text, {"PYTHONPROFILEIMPORTTIME": "1"}) as role:
+            url, headers = f"http://127.0.0.1:{port}/v1/logs", {"Content-Type": "application/x-protobuf"}
+            urllib.request.urlopen(urllib.request.Request(url, log_batch("one").payload, headers), timeout=10).close()
+            imported = imported_by(role)
+        assert backend.bodies() == ["one"]
+    assert "lockgate.components.receivers.otlp.receiver" in imported, "the import log is empty: this test would prove nothing"
+    assert sorted(COSTLY & imported) == []

@@ -3,8 +3,9 @@
 import asyncio
 import copy
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -113,3 +114,24 @@ async def sample(
     api = SampleApi(store, middlewares=(faults.middleware,) if faults else (), **options)
     async with api.serve() as url:
         yield store, Access(url, token=next(iter(api.tokens), ""))
+
+
+@contextmanager
+def sample_in_thread(store: ObjectStore) -> Iterator[str]:
+    """A running sample API in a thread, for tests that block; gives its URL. The store is not to be touched meanwhile."""
+    loop, ending = asyncio.new_event_loop(), asyncio.Event()
+    started: Future[str] = Future()
+
+    async def serve() -> None:
+        async with SampleApi(store).serve() as url:
+            started.set_result(url)
+            await ending.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(loop.run_until_complete, serve())
+        try:
+            yield started.result(10)
+        finally:
+            loop.call_soon_threadsafe(ending.set)
+            served.result(10)
+            loop.close()

@@ -1,5 +1,6 @@
 """A role as a process of its own, as a user runs it: `lockgate run --config FILE`."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,17 +26,27 @@ def free_port() -> int:
 
 def lockgate(*arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Runs one command to its end."""
-    command = [sys.executable, "-m", "lockgate.cli.main", *arguments]
+    command = [sys.executable, "-P", "-m", "lockgate.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **(environment or {})})
 
 
 class Role:
     """`with Role(directory, yaml) as role:` runs it, ready; leaving sends SIGTERM and expects exit status 0.
 
-    The configuration is given health_check on `health_port` and own metrics on `metrics_port` by a second file.
+    The configuration is given health_check on `health_port` and own metrics on `metrics_port` by a second file; `preset` goes before it.
+    `async with` waits in a thread, for tests whose own loop serves what the role asks. `prefix` is put before the command (setpriv ...).
     """
 
-    def __init__(self, directory: Path, config: str, environment: Mapping[str, str] | None = None, *, expect_ready: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: str = "",
+        environment: Mapping[str, str] | None = None,
+        *,
+        preset: str = "",
+        expect_ready: bool = True,
+        prefix: Sequence[str] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.health_port, self.metrics_port = free_port(), free_port()
         self.log = directory / "role.log"
@@ -49,14 +60,15 @@ class Role:
             "extensions": {"health_check": {"endpoint": f"127.0.0.1:{self.health_port}"}},
         }
         (directory / "common.yaml").write_text(json.dumps(common))
-        self.configs = ["--config", str(directory / "config.yaml"), "--config", str(directory / "common.yaml")]
+        files = [preset] * bool(preset) + [str(directory / name) for name in ("config.yaml", "common.yaml")]
+        self.configs = [argument for file in files for argument in ("--config", file)]
         self.environment = {**os.environ, **(environment or {})}
-        self.expect_ready = expect_ready
+        self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
         with open(self.log, "ab") as output:
-            command = [sys.executable, "-m", "lockgate.cli.main", "run", *self.configs]
+            command = [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
         deadline = time.monotonic() + 20
         while not self._answers():
@@ -114,6 +126,12 @@ class Role:
         elif error is not None:
             sys.stderr.write(self.log.read_text())
 
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await asyncio.to_thread(self.__exit__, *raised)
+
 
 def wait_until(true: Any, seconds: float = 20, what: str = "") -> None:
     """Returns when `true()` is; fails after so many seconds. For conditions in another process, which cannot be awaited."""
@@ -121,3 +139,8 @@ def wait_until(true: Any, seconds: float = 20, what: str = "") -> None:
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what or true}"
         time.sleep(0.05)
+
+
+async def until(true: Callable[[], Any], seconds: float = 20, what: str = "") -> None:
+    """`wait_until` for a test whose own loop must go on."""
+    await asyncio.to_thread(wait_until, true, seconds, what)

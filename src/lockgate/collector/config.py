@@ -6,6 +6,7 @@ Everything that start would refuse is found here, all of it at once, each with f
 from __future__ import annotations
 
 import os
+import ssl
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from lockgate.kit.document import Document, DocumentError, Mark, Path, Problem, 
 from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, name_resolution
 
 
 class LogSettings(Settings):
@@ -178,8 +179,11 @@ class Configuration:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
         rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]
         rows += [("service", need) for need in self.service.telemetry.needs()]
+        # aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS.
+        rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
         for configured in self.used():
             rows += [(configured.key, need) for need in configured.settings.needs()]
+        rows += [("service", need) for need in name_resolution(need for _, need in rows)]
         return list(dict.fromkeys(rows))
 
 
@@ -435,6 +439,11 @@ class _Check:
                     self._problem(path, f"port {need.port}/{need.protocol} is already used by {other}", "give one of them another port")
                     break
             taken[need.protocol, need.port].append((who, need.host))
+
+
+def _system_authorities() -> list[str]:
+    paths = ssl.get_default_verify_paths()
+    return [str(FilePath(path).resolve()) for path in (paths.cafile, paths.capath) if path]
 
 
 def _everywhere(host: str) -> bool:

@@ -34,9 +34,13 @@ class ProgramHost:
         self._components: dict[str, Component[Any]] = {}
         self._statuses: dict[str, Status] = {}
 
-    def add(self, key: str, status: Status, component: Component[Any]) -> None:
+    def add(self, key: str, component: Component[Any]) -> None:
         """Makes a component known by `kind/id` (processors: `kind/id@pipeline`)."""
-        self._components[key], self._statuses[key] = component, status
+        self._components[key] = component
+
+    def add_status(self, key: str, status: Status) -> None:
+        """Makes a status known, of a component or of the program itself (`service`)."""
+        self._statuses[key] = status
 
     @property
     def components(self) -> Mapping[str, Component[Any]]:

@@ -40,13 +40,15 @@ class Program:
         self.host = ProgramHost()
         self.components: list[Component[Any]] = []
         """In the order of entering: extensions, exporters, then each pipeline against the flow, receivers last."""
+        self.host.add_status("service", Status(self.clock))
         self._build()
 
     def _make(self, configured: Configured, pipeline: Pipeline | None = None) -> Component[Any]:
         key = configured.key + (f"@{pipeline.id}" if pipeline else "")
         context = self._context(configured.id, configured.kind, key, pipeline)
         component = configured.component(configured.settings, context)
-        self.host.add(key, context.status, component)
+        self.host.add_status(key, context.status)
+        self.host.add(key, component)
         self.components.append(component)
         return component
 
@@ -112,7 +114,10 @@ class Program:
             stack.callback(self.host.close)
             if (prometheus := service.telemetry.metrics.prometheus()) is not None:
                 await stack.enter_async_context(MetricsServer(prometheus, self._context("telemetry", Kind.EXTENSION, "service/telemetry")))
+            starting = self.host.statuses["service"]
+            starting.block("not everything is started yet")
             await stack.enter_async_context(running(self.components, service.shutdown_timeout))
+            starting.clear()
             self._process_metrics()
             log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
             if on_ready:

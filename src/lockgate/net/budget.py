@@ -20,7 +20,7 @@ class ByteBudget:
     async def acquire(self, size: int) -> int:
         """Waits until so many bytes are free, and takes them; more than there are at all counts as all. Returns what to give back."""
         size = min(size, self.size)
-        if self._waiting or size > self._free:
+        if not self.take(size):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             entry = (size, turn)
             self._waiting.append(entry)
@@ -34,9 +34,14 @@ class ByteBudget:
                         self._waiting.remove(entry)
                     self._give()
                 raise
-        else:
-            self._free -= size
         return size
+
+    def take(self, size: int) -> bool:
+        """Takes so many bytes if they are free now and nobody waits for them; whether it did."""
+        if self._waiting or size > self._free:
+            return False
+        self._free -= size
+        return True
 
     def release(self, size: int) -> None:
         """Gives bytes back, and wakes who waits for them."""
@@ -52,3 +57,31 @@ class ByteBudget:
                 self._free -= size
                 turn.set_result(None)
             self._waiting.popleft()
+
+
+class Share:
+    """What one request holds of a budget, changed as more becomes known of it. More than there is at all counts as all."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.size = 0
+        """Bytes that are held."""
+
+    async def wait_for(self, size: int) -> None:
+        """Holds so many bytes as soon as they are free. Nothing is held meanwhile, so that those who wait never wait for each other."""
+        self.release()
+        self.size = await self._budget.acquire(size)
+
+    def resize(self, size: int) -> bool:
+        """Holds so many bytes instead of those before, if they are free now; whether they were. Fewer always are."""
+        more = min(size, self._budget.size) - self.size
+        if more <= 0:
+            self._budget.release(-more)
+        elif not self._budget.take(more):
+            return False
+        self.size += more
+        return True
+
+    def release(self) -> None:
+        """Gives everything back; may be called twice."""
+        self.resize(0)

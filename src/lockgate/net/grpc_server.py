@@ -13,9 +13,9 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, Self
+from typing import Any
 
 from grpclib.const import Status
 from grpclib.metadata import decode_timeout
@@ -23,15 +23,12 @@ from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
-from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.sometimes import Sometimes
-from lockgate.kit.units import Duration, Size
-from lockgate.net.address import split_endpoint
-from lockgate.net.budget import ByteBudget
+from lockgate.net import listener
+from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
-    AuthSettings,
     GrpcError,
     Handler,
     Protocol,
@@ -41,10 +38,9 @@ from lockgate.net.grpc import (
     read_prefix,
     status_headers,
 )
-from lockgate.net.tls import TlsServerSettings
-from lockgate.pipeline.contract import ComponentSettings, Context
+from lockgate.net.grpc_server_settings import GrpcServerSettings
+from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.pipeline.needs import Listen, Need
 
 ENCODINGS = {"identity": "", "gzip": "gzip", "zstd": "zstd", "snappy": "x-snappy-framed"}
 """gRPC's names for compressions, and ours."""
@@ -67,101 +63,6 @@ PREFACE_SECONDS = 20.0
 HANDSHAKE_SECONDS = 10.0
 
 
-class KeepaliveServerParameters(ComponentSettings):
-    """When connections end, and how dead ones are found. Zero is never."""
-
-    max_connection_idle: Duration = 0.0
-    """Close a connection that had no request for this long."""
-    max_connection_age: Duration = 0.0
-    """Close a connection that is this old (± 10 %), gently: clients then connect anew, and spread over new replicas."""
-    max_connection_age_grace: Duration = 0.0
-    """How long requests may still take on a connection that has reached its age; zero is without end."""
-    time: Duration = 7200.0
-    """Ask a client whether it is still there after this long."""
-    timeout: Duration = 20.0
-    """Close the connection when it has not answered that for so long."""
-
-
-class KeepaliveEnforcementPolicy(ComponentSettings):
-    """How often a client may ask whether this server is still there."""
-
-    min_time: Duration = 300.0
-    """A client whose PINGs come closer together than this, three times, is disconnected."""
-    permit_without_stream: bool = False
-    """Whether it may ask while it has no request open."""
-
-
-class KeepaliveServerSettings(ComponentSettings):
-    """Ages of connections, and PINGs."""
-
-    server_parameters: KeepaliveServerParameters = KeepaliveServerParameters()
-    """What this server does."""
-    enforcement_policy: KeepaliveEnforcementPolicy | None = None
-    """What it demands of its clients. Without it nothing: PINGs cost little, and are answered no faster than the client reads."""
-
-
-class GrpcServerSettings(ComponentSettings):
-    """A gRPC listener, under the collector's `configgrpc` keys."""
-
-    endpoint: str
-    """`host:port` to listen on; without a host, on every address."""
-    transport: Literal["tcp", "tcp4", "tcp6"] = "tcp"
-    """`tcp4` and `tcp6` listen on that family alone."""
-    tls: TlsServerSettings | None = None
-    """Without it connections are plain text."""
-    auth: AuthSettings | None = None
-    """Ask this extension about every request, by its metadata, before its message is read."""
-    max_recv_msg_size_mib: int = Field(20, ge=1, le=1024)
-    """Largest message, before and after decompression, in MiB. (The collector's default of 4 is what its users run into.)"""
-    max_concurrent_streams: int = Field(100, ge=0)
-    """Requests that one connection may have open; 0 is this default as well."""
-    max_bytes_in_flight: Size = Field(128 << 20, gt=0)
-    """Bytes of all messages that are being read or wait for their acknowledgement; beyond it, clients wait before their message is read.
-    Not one of the collector's keys."""
-    max_connections: int = Field(1024, gt=0)
-    """Connections at the same time; further ones are closed. Not one of the collector's keys."""
-    read_timeout: Duration = 60.0
-    """How long a message may take to arrive once its budget is reserved. Not one of the collector's keys."""
-    keepalive: KeepaliveServerSettings = KeepaliveServerSettings()
-    """Ages of connections, and PINGs."""
-    read_buffer_size: int = Field(0, ge=0)
-    """Accepted for the collector's sake: asyncio reads what there is, up to 256 KiB, without a buffer of each connection's own."""
-    write_buffer_size: int = Field(0, ge=0)
-    """Bytes of answers to hold for a client that does not read before nothing more is read from it; 0 is 64 KiB."""
-    include_metadata: bool = False
-    """Accepted for the collector's sake: no component here reads a client's metadata."""
-
-    @field_validator("endpoint")
-    @classmethod
-    def _endpoint_has_a_port(cls, value: str) -> str:
-        split_endpoint(value)
-        return value
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        # An inflated message is held beside the one it was.
-        if self.max_bytes_in_flight < 2 * self.max_recv_msg_size_mib << 20:
-            raise ValueError("max_bytes_in_flight is less than twice max_recv_msg_size_mib: the largest message could never be inflated")
-        return self
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host (empty for all) and port."""
-        return split_endpoint(self.endpoint)
-
-    def needs(self) -> Iterator[Need]:
-        yield from super().needs()
-        host, port = self.address
-        yield Listen(host, port, "gRPC clients")
-
-    def warnings(self) -> Iterator[str]:
-        yield from super().warnings()
-        if self.include_metadata:
-            yield "include_metadata has no effect: no component here reads a client's metadata"
-        if self.read_buffer_size:
-            yield "read_buffer_size has no effect: connections have no read buffer of their own here"
-
-
 class Call:
     """One request: who sent it, its metadata, its messages as bytes."""
 
@@ -172,7 +73,7 @@ class Call:
         self.headers: Mapping[str, str] = headers
         """Request headers by lower-case name; repeated ones are joined by commas."""
         self._server, self._stream = server, stream
-        self._held = 0
+        self._share = Share(server.budget)
         self._encoding = headers.get("grpc-encoding", "identity")
         self._answering = ""
 
@@ -193,7 +94,7 @@ class Call:
         if compressed and not encoding:
             raise GrpcError(Status.INTERNAL, f"the message is compressed, and grpc-encoding is {self._encoding}")
         usual = min(size * USUAL_RATIO, limit) if compressed else 0
-        await self._hold(size + usual)
+        await self._share.wait_for(size + usual)
         try:
             async with asyncio.timeout(self._server.read_timeout):
                 body = await self._stream.recv_data(size) if size else b""
@@ -212,13 +113,13 @@ class Call:
                 if usual == limit:
                     raise
                 # Nothing is held while the worst case is waited for, so that several of these never wait for each other.
-                await self._hold(size + limit)
+                await self._share.wait_for(size + limit)
                 inflated = await self._inflate(body, encoding, limit)
         except TooLarge:
             raise _too_large(f"received message after decompression larger than max ({limit})") from None
         except CorruptBody as error:
             raise GrpcError(Status.INVALID_ARGUMENT, f"cannot inflate the message: {error}") from None
-        self._shrink(len(inflated))
+        self._share.resize(len(inflated))  # never more than was reserved
         return inflated
 
     async def send(self, message: bytes) -> None:
@@ -243,8 +144,7 @@ class Call:
 
     def release(self) -> None:
         """Gives back what is held of the budget."""
-        self._server.budget.release(self._held)
-        self._held = 0
+        self._share.release()
 
     async def _inflate(self, body: bytes, encoding: str, limit: int) -> bytes:
         if limit <= INFLATE_INLINE_BYTES * USUAL_RATIO:
@@ -256,15 +156,6 @@ class Call:
             return await read_prefix(self._stream)
         except EOFError as error:
             raise GrpcError(Status.INTERNAL, str(error)) from None
-
-    async def _hold(self, size: int) -> None:
-        self.release()
-        self._held = await self._server.budget.acquire(size)
-
-    def _shrink(self, size: int) -> None:
-        if size < self._held:
-            self._server.budget.release(self._held - size)
-            self._held = size
 
 
 Method = Callable[[Call], Awaitable[None]]
@@ -338,10 +229,8 @@ class GrpcServer:
         if self._servers is None:
             return
         self.stopping = True
-        self._servers.close()
+        await listener.close(self._servers)
         self._servers = None
-        for _ in range(3):
-            await asyncio.sleep(0)  # what was accepted in this very turn of the loop is made in the next ones
         try:
             for connection in list(self.connections):
                 connection.say_goaway()

@@ -17,9 +17,9 @@ import aiohttp
 from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
-from lockgate.kit.document import Path
 from lockgate.kit.settings import Secret, Settings
 from lockgate.kit.units import Duration, Size
+from lockgate.net.auth import AuthSettings
 from lockgate.net.compression import Encoding, compress_off_loop
 from lockgate.net.proxy import parse_proxy, proxy_for
 from lockgate.net.tls import TlsClientSettings, explain
@@ -29,16 +29,6 @@ from lockgate.pipeline.needs import ComponentSettings, Connect, Need
 
 _ANSWER_BYTES = 64 << 10
 """How much of an answer's body is read: OTLP's answers are a status and a message."""
-
-
-class AuthSettings(ComponentSettings):
-    """Who gives, or checks, credentials."""
-
-    authenticator: str
-    """The id of the extension, such as `bearertokenauth` or `basicauth/backend`."""
-
-    def extensions(self) -> Iterator[tuple[Path, str]]:
-        yield ("authenticator",), self.authenticator
 
 
 class CompressionParameters(Settings):

@@ -24,9 +24,11 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration, Size
+from lockgate.net import listener
 from lockgate.net.address import split_endpoint
+from lockgate.net.auth import AuthSettings
+from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
-from lockgate.net.http_client import AuthSettings
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
@@ -147,24 +149,6 @@ class HttpRefusal(Exception):
         return headers
 
 
-class Budget:
-    """Bytes that may be held at once. A single taker larger than all of it is let in when nobody else is: it could never be otherwise."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-
-    def take(self, size: int) -> bool:
-        """Whether these bytes were there to take; who took them gives them back."""
-        if self.used and self.used + size > self.limit:
-            return False
-        self.used += size
-        return True
-
-    def give(self, size: int) -> None:
-        """These bytes are held no longer."""
-        self.used -= size
-
-
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -173,7 +157,7 @@ class HttpServer:
 
     def __init__(self, settings: HttpServerSettings, context: Context, handler: Handler) -> None:
         self.settings, self._context, self._handler = settings, context, handler
-        self.budget = Budget(settings.max_bytes_in_flight)
+        self.budget = ByteBudget(settings.max_bytes_in_flight)
         self._encodings = frozenset(settings.compression_algorithms) | ({"identity"} if "" in settings.compression_algorithms else set())
         self._headers = {name: value.get_secret_value() for name, value in settings.response_headers.items()}
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -219,7 +203,7 @@ class HttpServer:
     async def stop(self, drain_seconds: float = 3.0) -> None:
         """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
         if self._listener is not None:
-            self._listener.close()
+            await listener.close(self._listener)
         if self._server is not None:
             self._server.pre_shutdown()
             if self._under_way:
@@ -239,22 +223,22 @@ class HttpServer:
         if encoding not in self._encodings:
             accepted = ", ".join(sorted(self._encodings - {""}))
             raise HttpRefusal(415, f"Content-Encoding {encoding or 'identity'} is not accepted; accepted: {accepted}")
-        share = _Share(self.budget)
+        share = Share(self.budget)
         try:
             raw = await self._read(request, share)
             payload = await self._inflate(raw, encoding)
             del raw
-            share.resize(len(payload))
+            _hold(share, len(payload))
             yield payload
         finally:
-            share.resize(0)
+            share.release()
 
-    async def _read(self, request: web.BaseRequest, share: "_Share") -> bytes:
+    async def _read(self, request: web.BaseRequest, share: Share) -> bytes:
         limit, length = self.settings.body_limit, request.content_length
         if length is not None and length > limit:
             raise HttpRefusal(413, f"the body has {length} bytes; at most {limit} are accepted")
         if length:
-            share.resize(length)
+            _hold(share, length)
         pieces: list[bytes] = []
         size = 0
         try:
@@ -264,7 +248,7 @@ class HttpServer:
                     if size > limit:
                         raise HttpRefusal(413, f"the body has more than the {limit} bytes that are accepted")
                     if size > share.size:
-                        share.resize(size + _UNKNOWN_LENGTH_STEP)
+                        _hold(share, size + _UNKNOWN_LENGTH_STEP)
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
@@ -354,19 +338,9 @@ def refused(refusal: HttpRefusal) -> web.Response:
     return web.Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
 
 
-class _Share:
-    """One request's share of the budget."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget, self.size = budget, 0
-
-    def resize(self, size: int) -> None:
-        """Holds this many bytes instead of those before; raises HttpRefusal where there is no room."""
-        self._budget.give(self.size)
-        if not self._budget.take(size):
-            self._budget.used += self.size
-            raise HttpRefusal(503, "as many bytes are in flight as are accepted; try again", _RETRY_SECONDS)
-        self.size = size
+def _hold(share: Share, size: int) -> None:
+    if not share.resize(size):
+        raise HttpRefusal(503, "as many bytes are in flight as are accepted; try again", _RETRY_SECONDS)
 
 
 class _Server(web.Server):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
+import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from lockgate.batch import Batch, Signal, count_records, derived_id
+from lockgate.batch import Batch, Signal, count_records
 from lockgate.net.compression import OFFLOAD_BYTES
 from lockgate.pipeline.contract import Receiver
 from lockgate.pipeline.errors import Refusal, Retryable
@@ -25,7 +25,8 @@ class Decode(Protocol):
 class Intake:
     """The one way from a transport into the pipelines.
 
-    A request whose id is under way already (a client that hung up and sent it again) joins the one that runs, and shares its outcome.
+    A request that carries an id which is under way already (its client hung up and sent it again) joins the one that runs, and shares its
+    outcome. Equal bytes alone are no sign of that: two programs may well say the same, and neither must be lost.
     """
 
     def __init__(self, receiver: Receiver[Any], count_refused: Callable[[Batch, str], None], ack_timeout: float) -> None:
@@ -83,5 +84,4 @@ def _batch(signal: Signal, body: bytes, peer: str, batch_id: str, decode: Decode
     payload = decode(body, signal) if decode is not None else body
     count = count_records(signal, payload)
     # Only what our own exporter would send is taken for an id: it goes into logs and queues.
-    id = batch_id if _ID.fullmatch(batch_id) else derived_id(signal, peer, hashlib.sha256(payload).hexdigest())
-    return Batch(signal, payload, count, id, peer)
+    return Batch(signal, payload, count, batch_id if _ID.fullmatch(batch_id) else uuid.uuid4().hex, peer)

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from google.rpc.status_pb2 import Status
 
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
@@ -101,6 +100,8 @@ class OtlpHttp:
         if content_type == JSON:
             body = msgspec.json.encode({"code": code, "message": refusal.reason})
         else:
+            from google.rpc.status_pb2 import Status  # with protobuf's whole runtime, so not before there is something to refuse
+
             # Everything that did not say JSON gets protobuf, as the specification asks for what cannot be told.
             content_type, body = PROTOBUF, Status(code=code, message=refusal.reason).SerializeToString()
         return web.Response(status=refusal.status, body=body, content_type=content_type, headers=headers)

@@ -151,6 +151,7 @@ class Up:
         with open(log, "wb") as output:  # noqa: ASYNC230  # once, at start
             role.process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-m",
                 "lockgate.cli.main",
                 "run",

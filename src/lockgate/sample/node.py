@@ -152,6 +152,7 @@ class Node:
                 log = self.logs[pod.uid] = ContainerLog(directory, pod.restarts, self.max_log_bytes, self.max_log_files)
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",
                     "-m",
                     "lockgate.sample.app",
                     pod.workload.program,

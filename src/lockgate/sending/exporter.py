@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,10 +38,11 @@ class Rejected:
 
 
 class QueuedExporter(Exporter[S]):
-    """An exporter with a sending queue. A subclass that overrides `start` or `stop` calls these too: start last, stop first."""
+    """An exporter with a sending queue. `client` is held open from before the first attempt until after the last."""
 
-    def __init__(self, settings: S, context: Context) -> None:
+    def __init__(self, settings: S, context: Context, client: AbstractAsyncContextManager[Any] | None = None) -> None:
         super().__init__(settings, context)
+        self._held = client or nullcontext()
         queue = settings.sending_queue
         self._queue: Queue = MemoryQueue(queue.queue_size, _WEIGHTS[queue.sizer], queue.max_bytes, waits_when_full=queue.block_on_overflow)
         self._sending = 0
@@ -75,6 +77,7 @@ class QueuedExporter(Exporter[S]):
             raise
 
     async def start(self) -> None:
+        await self._held.__aenter__()
         if self.settings.sending_queue.enabled:
             for number in range(self.settings.sending_queue.num_consumers):
                 self.spawn(self._work(), f"sender {number}")
@@ -90,6 +93,7 @@ class QueuedExporter(Exporter[S]):
         finally:
             while (entry := self._queue.take_more(lambda _: True)) is not None:
                 self._settle(entry, Retryable(f"{self.context.id} was stopped before this was sent"))
+            await self._held.__aexit__(None, None, None)
 
     async def _work(self) -> None:
         while True:

@@ -4,6 +4,7 @@ Events are drained at the reader's pace, not the writers': 10,000 lines/s are 10
 the lines. Equal events are skipped by their bytes. An overflow of the kernel's queue means only that everything is looked at again.
 """
 
+import ctypes
 import errno
 import os
 import struct
@@ -11,10 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import inotify_simple
 from inotify_simple import INotify, flags
 
 from lockgate.tail.open import Refused, Roots
 from lockgate.tail.patterns import Patterns, State
+
+# The library would look for libc by starting ldconfig, in a process that may start none (tests/e2e/test_needs.py sees it).
+inotify_simple._libc = ctypes.CDLL(None, use_errno=True)
 
 _STRUCTURE = flags.CREATE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE
 _WATCHED = _STRUCTURE | flags.MODIFY | flags.ATTRIB | flags.ONLYDIR

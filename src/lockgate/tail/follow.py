@@ -120,6 +120,8 @@ class Followed:
     """When its last new byte was seen."""
     unread: bool = False
     """Whether bytes are left behind that make no whole record yet."""
+    open_group: bool = False
+    """Whether they are whole lines of a record whose last line is still to come, perhaps in the file that takes this one's place."""
 
     @property
     def identity(self) -> tuple[int, int]:

@@ -91,6 +91,8 @@ class Rounds:
         """Stops reading, waits for what is under way, saves. Cancelled, it saves what was taken until then."""
         self._stopping = True
         self._wake.set()
+        async with self._room:
+            self._room.notify_all()
         try:
             if self._reading is not None:
                 await asyncio.wait([self._reading])

@@ -16,7 +16,7 @@ from lockgate.tail.discovery import Discovery
 from lockgate.tail.follow import ANCHOR_BYTES, Flush, Followed, Life, MakeParser, Saved, digest, first_bytes, life_key
 from lockgate.tail.open import Refused, Roots
 from lockgate.tail.patterns import Patterns
-from lockgate.wire.parsed import Left
+from lockgate.wire.parsed import Left, Parsed
 
 _LEAST_CHUNK = 64 << 10
 _LEAST_READ = 4 << 10
@@ -192,11 +192,16 @@ class Tailer:
         self._look()
         round_ = Round()
         left_bytes, left_records = max_bytes, max_records
-        todo = list(self._ready)
+        # What was rotated away goes before what took its place, the oldest first: a log keeps its order over its files.
+        todo = [*(file for file in self._leaving if file in self._ready), *(file for file in self._ready if file not in self._leaving)]
         share = max(_LEAST_CHUNK, max_bytes // max(1, len(todo)))
         while todo and left_bytes > _LEAST_READ and left_records > 0:
             unread: list[Followed] = []
+            behind: set[str] = set()
             for file in todo:
+                if file.path in behind:
+                    unread.append(file)
+                    continue
                 if left_bytes <= _LEAST_READ or left_records <= 0:
                     break
                 # To the end of the line, so that nobody starves.
@@ -208,6 +213,7 @@ class Tailer:
                 if more and file.identity in self._files:
                     self._ready[file] = None
                     unread.append(file)
+                    behind.add(file.path)
             todo = unread
         round_.more = bool(self._ready)
         return round_
@@ -256,8 +262,11 @@ class Tailer:
             self._from_start = True
             for directory in sorted({os.path.dirname(path) for entry in self._saved.values() for path in (entry.real, entry.path)}):
                 self._discovery.look_in(directory)
-            self._looked = True
         self._check_saved()
+        if not self._looked:
+            self._looked = True
+            # Found by listing, in no order.
+            self._leaving = dict.fromkeys(sorted(self._leaving, key=lambda file: os.fstat(file.descriptor).st_mtime_ns))
         pause = self.options.poll_seconds if self.descriptor < 0 else _SWEEP_SECONDS
         if self.missing or self._waiting:
             pause = min(pause, 1.0)
@@ -396,7 +405,11 @@ class Tailer:
         file = Followed(known_as, known_real, descriptor, *identity, parse, path, matched, quiet_since=self._monotonic())
         self._files[identity] = file
         self._inodes[status.st_ino] = self._inodes.get(status.st_ino, 0) + 1
+        replaced = self._by_name.get(path)
         self._by_name[path] = self._by_name[real] = file
+        if replaced is not None and replaced.name == path:
+            # Renamed over, as conmon does at its own maximum size, or about to be found under another name.
+            self._leave(replaced)
         if real != path:
             self._discovery.follow_link(path, real)
         if not matched:
@@ -560,6 +573,9 @@ class Tailer:
         if life.skipping:
             return self._skip(file, chunk, len(chunk) == size, into)
         at_end = len(chunk) < size
+        before = self._before(file) if position == 0 else []
+        pieces = [*before, (file, chunk)]
+        chunk = b"".join(piece for _, piece in pieces)
         flush = Flush.NOTHING
         if at_end and file in self._leaving and quiet >= self.options.linger_seconds:
             flush = Flush.END
@@ -577,7 +593,7 @@ class Tailer:
             skipping = parsed.consumed == len(chunk) and chunk[-1:] != b"\n"
         file.chunk_bytes = 0
         if parsed.consumed:
-            self._advance(file, chunk, parsed.consumed, skipping, parsed.payload, parsed.records, into)
+            self._advance_all(pieces, parsed, skipping, into)
             self.counts.malformed += parsed.malformed
             self.counts.truncated += parsed.truncated
             self.counts.unfinished += parsed.partial
@@ -585,6 +601,7 @@ class Tailer:
                 file.bytes_per_record = parsed.consumed / parsed.records
         limited = parsed.left is Left.LIMIT and parsed.consumed > 0
         more = not at_end or limited
+        file.open_group = parsed.left is Left.GROUP and chunk[-1:] == b"\n"
         self._left(file, not more and parsed.consumed < len(chunk), flush)
         return parsed.consumed, parsed.records, more
 
@@ -600,6 +617,38 @@ class Tailer:
         self._advance(file, chunk, used, newline < 0, b"", 0, into)
         self._left(file, False)
         return used, 0, full or used < len(chunk)
+
+    def _before(self, file: Followed) -> list[tuple[Followed, bytes]]:
+        """The open record that a file's beginning goes on with: what the files of this log that were rotated before it left unread.
+
+        A runtime's reopening may come between the parts of a line (test_a_record_over_a_rotation_is_one).
+        """
+        found: list[tuple[Followed, bytes]] = []
+        older: list[Followed] = []
+        for each in self._leaving:
+            if each is file:
+                break
+            if each.path == file.path:
+                older.append(each)
+        for each in reversed(older):
+            if each.life is None or not (each.unread and each.open_group):
+                break
+            found.insert(0, (each, os.pread(each.descriptor, each.size - each.life.read, each.life.read)))
+            if each.life.read:
+                break
+        return found
+
+    def _advance_all(self, pieces: list[tuple[Followed, bytes]], parsed: Parsed, skipping: bool, into: Round) -> None:
+        """What was parsed of several files as of one: the records count as the last one's that they reach into."""
+        left = parsed.consumed
+        for file, piece in pieces:
+            used = min(left, len(piece))
+            left -= used
+            if not left:
+                self._advance(file, piece, used, skipping, parsed.payload, parsed.records, into)
+                return
+            self._advance(file, piece, used, False, b"", 0, into)
+            self._left(file, False)
 
     def _advance(self, file: Followed, chunk: bytes, used: int, skipping: bool, payload: bytes, records: int, into: Round) -> None:
         life = file.life

@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from lockgate.net.budget import ByteBudget
+from lockgate.net.budget import ByteBudget, Share
 
 
 async def test_a_large_one_is_not_overtaken_for_ever() -> None:
@@ -50,3 +50,38 @@ async def test_nothing_is_lost_whatever_is_cancelled_when() -> None:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert result is None or isinstance(result, asyncio.CancelledError)
         assert budget.used == 0
+
+
+def test_who_does_not_wait_is_refused_and_keeps_what_it_held() -> None:
+    budget = ByteBudget(10)
+    first, second = Share(budget), Share(budget)
+    assert first.resize(4)
+    assert second.resize(6)
+    assert not first.resize(5)
+    assert (first.size, second.size, budget.used) == (4, 6, 10)
+    assert second.resize(1)
+    assert first.resize(9)
+    first.release()
+    first.release()
+    assert budget.used == 1
+
+
+def test_one_that_is_too_large_is_let_in_alone() -> None:
+    budget = ByteBudget(10)
+    large, small = Share(budget), Share(budget)
+    assert small.resize(1)
+    assert not large.resize(1000)
+    small.release()
+    assert large.resize(1000)
+    assert not small.resize(1)
+
+
+async def test_who_does_not_wait_never_overtakes_who_does() -> None:
+    budget = ByteBudget(10)
+    assert budget.take(6)
+    waiting = asyncio.ensure_future(Share(budget).wait_for(9))
+    await asyncio.sleep(0)
+    assert not budget.take(1)
+    budget.release(6)
+    await waiting
+    assert budget.used == 9

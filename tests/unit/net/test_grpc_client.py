@@ -19,7 +19,8 @@ from support import FakeHost, context
 
 from lockgate.net.grpc import GrpcError
 from lockgate.net.grpc_client import GrpcClient, GrpcClientSettings, NotGrpc, parse_endpoint, refusal
-from lockgate.net.grpc_server import GrpcServer, GrpcServerSettings, unary
+from lockgate.net.grpc_server import GrpcServer, unary
+from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.pipeline.contract import Extension, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.pipeline.needs import Connect
@@ -126,6 +127,18 @@ async def test_retry_info_becomes_the_delay() -> None:
         verdict = refusal(await failure(ours.call(METHOD, b"m", 10)))
     assert isinstance(verdict, Retryable)
     assert verdict.after == 1.5
+
+
+@pytest.mark.parametrize("details", [b"\xff\xff", b"\n\x05ab", b""])
+async def test_unreadable_details_of_an_error_do_not_hide_it(details: bytes) -> None:
+    async def handle(message: bytes, call: Any) -> bytes:
+        call.set_trailing_metadata((("grpc-status-details-bin", details),))
+        await call.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+        return b""
+
+    async with serving(handle) as (_, port), client(port) as ours:
+        error = await failure(ours.call(METHOD, b"x", 10))
+    assert (error.status, error.message, error.retry_after) == (Status.UNAVAILABLE, "busy", None)
 
 
 async def test_a_message_too_large_for_the_server_is_permanent() -> None:

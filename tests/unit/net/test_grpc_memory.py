@@ -13,7 +13,8 @@ from h2.connection import H2Connection
 METHOD = "/test.Service/Export"
 SERVER = """
 import asyncio, sys
-from lockgate.net.grpc_server import GrpcServer, GrpcServerSettings, unary
+from lockgate.net.grpc_server import GrpcServer, unary
+from lockgate.net.grpc_server_settings import GrpcServerSettings
 from support import context
 async def main():
     async def take(message, call): return b""

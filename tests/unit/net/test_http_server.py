@@ -13,7 +13,7 @@ import trustme
 from aiohttp import web
 from support import FakeHost, context
 
-from lockgate.net.http_server import Budget, HttpServer, HttpServerSettings
+from lockgate.net.http_server import HttpServer, HttpServerSettings
 from lockgate.pipeline.contract import Context, Extension, Kind
 from lockgate.pipeline.needs import ComponentSettings, Listen
 
@@ -144,9 +144,11 @@ async def test_requests_beyond_the_bytes_in_flight_are_503_before_their_body_is_
         sluice.opened.clear()
         first = asyncio.create_task(post(sluice.server.port, b"x" * 1000))
         await sluice.holding.acquire()
-        refused = await talk(sluice.server.port, HEAD + b"Content-Length: 1000\r\n\r\n")
-        assert refused.startswith(b"HTTP/1.1 503")
-        assert b"Retry-After: 1" in refused
+        unannounced = (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"258\r\n" + b"x" * 600 + b"\r\n")
+        for pieces in ((HEAD + b"Content-Length: 1000\r\n\r\n",), unannounced):
+            refused = await talk(sluice.server.port, *pieces)
+            assert refused.startswith(b"HTTP/1.1 503")
+            assert b"Retry-After: 1" in refused
         sluice.opened.set()
         assert (await first)[0] == 200
         assert (await post(sluice.server.port, b"x" * 1000))[0] == 200
@@ -264,11 +266,3 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 def test_needs_name_the_port() -> None:
     assert list(HttpServerSettings(endpoint=":4318").needs()) == [Listen("", 4318, "requests over HTTP")]
-
-
-def test_a_budget_lets_one_that_is_too_large_in_alone() -> None:
-    budget = Budget(10)
-    assert budget.take(11)
-    assert not budget.take(1)
-    budget.give(11)
-    assert budget.take(1)

@@ -92,11 +92,84 @@ def test_kubelet_rotation_over_and_over_loses_and_doubles_nothing(bench: Bench) 
         written.append(f"{turn}-late")
         bench.write(raw, written[-1] + "\n")
     found += bench.read(1)
-    assert sorted(found) == sorted(written)
+    assert found == written, "the older file of a log goes first"
     assert bench.tailer.counts.lost_bytes == 0
     bench.read(100)
     bench.read(100)
     assert bench.tailer.open_files == 0, "rotated files are let go"
+
+
+def test_a_file_that_another_is_renamed_over_is_drained_and_then_let_go(bench: Bench) -> None:
+    bench.make_parser = container
+    bench.write("0.log", cri_line("one"))
+    assert bench.read() == ["one"]
+    for turn in range(5):
+        bench.write("0.log", cri_line(f"late {turn}") + cri_line("begun, ", "P"))
+        bench.write("0.log.tmp", cri_line(f"ended {turn}"))
+        bench.rename("0.log.tmp", "0.log")
+        assert bench.read(1) == [f"late {turn}", f"begun, ended {turn}"]
+    bench.read(20)
+    bench.read(20)
+    assert bench.tailer.open_files == 1
+    assert bench.tailer.counts.gaps == 0
+
+
+def test_a_rotated_file_with_more_than_a_round_takes_goes_on_before_its_successor(bench: Bench) -> None:
+    old, new = [f"old {number}" for number in range(3000)], [f"new {number}" for number in range(3000)]
+    bench.write("0.log", old[0] + "\n")
+    assert bench.read() == old[:1]
+    bench.write("0.log", "".join(f"{line}\n" for line in old[1:]))
+    bench.rename("0.log", "0.log.20240101-000000")
+    bench.write("0.log", "".join(f"{line}\n" for line in new))
+    bench.write("1.log", "another\n" * 3000)
+    found = old[:1]
+    while len(found) < 9000:
+        round_ = bench.look(1, max_bytes=8192, max_records=500)
+        for range_ in round_.ranges:
+            range_.take()
+        found += bodies(round_)
+    assert [line for line in found if line != "another"] == old + new
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("rotations", [1, 2])
+def test_a_record_over_a_rotation_is_one(bench: Bench, rotations: int, restarted: bool) -> None:
+    bench.make_parser = container
+    bench.write("0.log", cri_line("whole") + cri_line("a", "P") + cri_line("between", stream="stderr") + cri_line("b", "P"))
+    assert bench.read() == ["whole"]
+    for turn in range(rotations):
+        bench.rename("0.log", f"0.log.20240101-00000{turn}")
+        bench.write("0.log", cri_line(f"c{turn}", "P"))
+        assert bench.read(1) == []
+    if restarted:
+        bench.stop()
+    bench.write("0.log", cri_line("end") + cri_line("next"))
+    joined = "ab" + "".join(f"c{turn}" for turn in range(rotations)) + "end"
+    assert sorted(bench.read(1)) == sorted([joined, "between", "next"])
+    bench.stop()
+    assert bench.read(30) == []
+    assert (bench.tailer.counts.unfinished, bench.tailer.counts.gaps) == (0, 0)
+
+
+def test_an_open_record_whose_end_never_comes_is_given_out_before_what_follows_a_while_later(bench: Bench) -> None:
+    bench.make_parser = container
+    bench.write("0.log", cri_line("open", "P"))
+    bench.read()
+    bench.rename("0.log", "0.log.20240101-000000")
+    assert bench.read(1) == []
+    assert bench.read(6) == ["open"]
+    bench.write("0.log", cri_line("next"))
+    assert bench.read(1) == ["next"]
+    assert bench.tailer.counts.unfinished == 1
+
+
+def test_a_plain_line_without_its_newline_is_not_glued_to_the_next_files_first(bench: Bench) -> None:
+    bench.write("0.log", "one\ntorn")
+    assert bench.read() == ["one"]
+    bench.rename("0.log", "0.log.20240101-000000")
+    bench.write("0.log", "two\n")
+    assert bench.read(1) == ["two"]
+    assert bench.read(10) == ["torn"]
 
 
 def test_a_rotated_raw_file_is_found_by_identity_after_downtime(bench: Bench) -> None:

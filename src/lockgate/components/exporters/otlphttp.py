@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import msgspec
 from pydantic import Field, field_validator, model_validator
 from yarl import URL
 
@@ -16,9 +15,11 @@ from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings, che
 from lockgate.pipeline.contract import Context, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.sending.exporter import QueuedExporter, Rejected
+from lockgate.sending.otlp_answers import failure, partial_success
 from lockgate.sending.settings import SendingSettings
 
-_CONTENT_TYPES = {"proto": "application/x-protobuf", "json": "application/json"}
+_PROTOBUF, _JSON = "application/x-protobuf", "application/json"
+_CONTENT_TYPES = {"proto": _PROTOBUF, "json": _JSON}
 
 
 class OtlpHttpExporterSettings(HttpClientSettings, SendingSettings):
@@ -71,18 +72,9 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
     credentials are replaced while the program runs. What remains of 4xx is refused for good."""
 
     def __init__(self, settings: OtlpHttpExporterSettings, context: Context) -> None:
-        super().__init__(settings, context)
-        self._client = HttpClient(settings, context)
-
-    async def start(self) -> None:
-        await self._client.__aenter__()
-        await super().start()
-
-    async def stop(self) -> None:
-        try:
-            await super().stop()
-        finally:
-            await self._client.__aexit__(None, None, None)
+        client = HttpClient(settings, context)
+        super().__init__(settings, context, client)
+        self._client = client
 
     async def send(self, batch: Batch) -> Rejected | None:
         url = self.settings.url(batch.signal)
@@ -94,7 +86,8 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
         headers = {"Content-Type": _CONTENT_TYPES[self.settings.encoding], "X-Lockgate-Batch-Id": batch.id}
         answer = await self._client.post(url, body, headers)
         if 200 <= answer.status < 300:
-            return _partial_success(answer, batch.signal)
+            is_json = _is(_JSON, answer)
+            return partial_success(batch.signal, answer.body, json=is_json) if is_json or _is(_PROTOBUF, answer) else None
         reason = f"{safe_url(URL(url))} answered {answer.status}: {_reason(answer)}"
         if answer.status >= 500 or answer.status in (401, 403, 408, 429):
             raise Retryable(reason, answer.retry_after(self.context.clock.time_unix_nano() / 1e9))
@@ -107,60 +100,18 @@ def _to_json(batch: Batch) -> bytes:
     return otlp_json.encode(batch.message)
 
 
-def _is_json(answer: Answer) -> bool:
-    return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
+def _is(content_type: str, answer: Answer) -> bool:
+    return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() == content_type
 
 
 def _reason(answer: Answer) -> str:
     """What the server says: OTLP puts a Status into the body, everybody else a text."""
-    if answer.headers.get("Content-Type", "").startswith("application/x-protobuf"):
-        # Imported when a server says something: it costs 2 MB.
-        from google.protobuf.message import DecodeError as ProtobufError
-        from google.rpc.status_pb2 import Status
-
-        try:
-            return " ".join(Status.FromString(answer.body).message.split())[:500] or "no reason given"
-        except ProtobufError:
-            return "no readable reason"
-    if _is_json(answer):
-        try:
-            said = msgspec.json.decode(answer.body)
-        except msgspec.DecodeError:
-            said = None
-        if isinstance(said, dict) and isinstance(said.get("message"), str):
-            return " ".join(said["message"].split())[:500]
-    return answer.text or "no reason given"
+    if _is(_PROTOBUF, answer):
+        said = failure(answer.body)
+        return "no readable reason" if said is None else _one_line(said)
+    said = failure(answer.body, json=True) if _is(_JSON, answer) else None
+    return answer.text or "no reason given" if said is None else _one_line(said)
 
 
-def _partial_success(answer: Answer, signal: Signal) -> Rejected | None:
-    if not answer.body:
-        return None
-    from google.protobuf.message import DecodeError as ProtobufError
-
-    try:
-        if _is_json(answer):
-            said = msgspec.json.decode(answer.body)
-            partial = said.get("partialSuccess") or said.get("partial_success") or {}
-            name = {"logs": "rejectedLogRecords", "metrics": "rejectedDataPoints", "traces": "rejectedSpans"}[signal]
-            records, reason = int(partial.get(name, 0)), str(partial.get("errorMessage", ""))
-        elif answer.headers.get("Content-Type", "").startswith("application/x-protobuf"):
-            message = _response_type(signal).FromString(answer.body).partial_success
-            name = {"logs": "rejected_log_records", "metrics": "rejected_data_points", "traces": "rejected_spans"}[signal]
-            records = getattr(message, name)
-            reason = message.error_message
-        else:
-            return None
-    except (ProtobufError, msgspec.DecodeError, ValueError, AttributeError, TypeError):
-        return None  # the server took the batch; an unreadable remark does not undo that
-    if not records and not reason:
-        return None
-    return Rejected(max(records, 0), f"the server took the request but not all of it: {reason or 'no reason given'}")
-
-
-def _response_type(signal: Signal) -> Any:
-    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-
-    types = {"logs": ExportLogsServiceResponse, "metrics": ExportMetricsServiceResponse, "traces": ExportTraceServiceResponse}
-    return types[signal]
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500] or "no reason given"

@@ -44,6 +44,9 @@ class StoreSettings(ComponentSettings):
     """Threads of the database, for one query or insert."""
     id_window: Duration = 86400.0
     """How long a batch's id is remembered: a batch that is sent again within it is stored once."""
+    commit_interval: Duration = Field(0.05, ge=0, le=10)
+    """The shortest time from one transaction to the next, unless there is much to write. A transaction costs some 4 ms of CPU however
+    small it is; a longer interval costs senders as much latency, at most."""
     max_pending_size: Size = 64 * 2**20
     """Payload bytes that may wait for their transaction; beyond it senders are told to try later."""
 
@@ -127,8 +130,13 @@ class StoreExporter(Exporter[StoreSettings]):
         self.context.metrics.counter(name, help, exporter=self.context.id).add(amount)
 
     async def _commit_for_ever(self) -> None:
+        clock, committed = self.context.clock, float("-inf")
         while True:
             await self._arrived.wait()
+            rest = committed + self.settings.commit_interval - clock.monotonic()
+            if rest > 0 and self._pending_bytes < _GROUP_BYTES and self.running:
+                await clock.sleep(rest)
+            committed = clock.monotonic()
             group: list[tuple[Batch, asyncio.Future[Outcome]]] = []
             size = 0
             while self._pending and (not group or size + len(self._pending[0][0].payload) <= _GROUP_BYTES):

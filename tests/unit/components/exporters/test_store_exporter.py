@@ -35,6 +35,20 @@ async def test_many_callers_share_transactions_and_each_is_acknowledged(tmp_path
     assert it.context.metrics.value("otelcol_exporter_sent_log_records") == 200
 
 
+async def test_small_batches_wait_for_the_commit_interval_and_the_first_does_not(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    async with exporter(tmp_path, clock, commit_interval="10s", retention=0) as it:
+        await it.consume(log_batch("at once"))
+        later = asyncio.ensure_future(it.consume(log_batch("ten seconds later")))
+        async with asyncio.timeout(10):
+            while 10 not in clock.slept:
+                await asyncio.sleep(0.001)
+        assert count(it.database) == 1
+        await clock.advance(10)
+        await later
+        assert count(it.database) == 2
+
+
 async def test_what_was_acknowledged_is_there_when_opened_again_and_a_resend_is_stored_once(tmp_path: Path) -> None:
     async with exporter(tmp_path) as it:
         await it.consume(log_batch("kept", id="a"))
@@ -77,7 +91,7 @@ async def test_beyond_its_bound_of_pending_bytes_it_refuses_for_now(tmp_path: Pa
 
 
 async def test_leaving_it_finishes_what_is_pending(tmp_path: Path) -> None:
-    it = exporter(tmp_path)
+    it = exporter(tmp_path, commit_interval="10ms")
     await it.__aenter__()
     pending = [asyncio.ensure_future(it.consume(log_batch(str(n), id=str(n)))) for n in range(20)]
     await asyncio.sleep(0)

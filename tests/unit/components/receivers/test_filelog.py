@@ -247,6 +247,32 @@ async def test_a_pipeline_that_blocks_bounds_what_is_in_memory_and_loses_nothing
         await until(lambda: receiver.context.metrics.value("lockgate_filelog_bytes_under_way") == 0)
 
 
+async def test_a_stop_that_is_cut_short_saves_what_was_taken(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    append(tmp_path / "logs/a.log", "one\n")
+
+    class Blocked(Sink):
+        async def consume(self, batch: Batch) -> None:
+            if self.batches:
+                await asyncio.Event().wait()
+            await super().consume(batch)
+
+    settings: dict[str, Any] = {"include": [f"{tmp_path}/logs/*.log"], "storage": "file_storage"}
+    blocked, sink = Blocked(), Sink()
+    async with stored(tmp_path / "storage") as host:
+        receiver = make(blocked, host, **settings)
+        await receiver.__aenter__()
+        await blocked.wait_for(1)
+        append(tmp_path / "logs/a.log", "two\n")
+        await until(lambda: receiver.context.metrics.value("lockgate_filelog_bytes_under_way") > 0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await receiver.__aexit__(None, None, None)
+        async with make(sink, host, **settings):
+            await sink.wait_for(1)
+    assert sink.bodies() == ["two"]
+
+
 async def test_start_at_end_reads_what_comes_after(tmp_path: Path) -> None:
     append(tmp_path / "a.log", "old\n")
     sink = Sink()

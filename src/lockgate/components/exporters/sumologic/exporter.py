@@ -19,7 +19,6 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
-from google.protobuf.message import DecodeError
 from pydantic import Field, model_validator
 
 from lockgate.batch import Batch, Signal
@@ -30,6 +29,7 @@ from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings
 from lockgate.pipeline.contract import Context, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.sending.exporter import QueuedExporter, Rejected
+from lockgate.sending.otlp_answers import partial_success
 from lockgate.sending.settings import SendingSettings
 
 _NEVER = {400, 413, 414, 415, 422, 431}
@@ -109,22 +109,13 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
     """Delivers logs, metrics and traces to Sumo Logic's sources, and counts what they refuse even with a 200."""
 
     def __init__(self, settings: SumologicSettings, context: Context) -> None:
-        super().__init__(settings, context)
-        self._client = HttpClient(settings, context)
+        client = HttpClient(settings, context)
+        super().__init__(settings, context, client)
+        self._client = client
         self._urls = {signal: settings.url(signal) for signal in Signal}
         self._cookie = ""
         self._done: dict[asyncio.Task[Any] | None, dict[int, _Verdict]] = {}
         """What became of the requests of the batch under way in a task: what is in here needs no other attempt."""
-
-    async def start(self) -> None:
-        await self._client.__aenter__()
-        await super().start()
-
-    async def stop(self) -> None:
-        try:
-            await super().stop()
-        finally:
-            await self._client.__aexit__(None, None, None)
 
     async def _attempts(self, batch: Batch) -> Rejected | None:
         task = asyncio.current_task()
@@ -208,14 +199,14 @@ def _said(signal: Signal, answer: Answer, request: Request) -> _Verdict:
     if not answer.body:
         return _Verdict(200)
     if _OTLP_TYPE in answer.headers.get("Content-Type", ""):
-        rejected, reason = _partial_success(signal, answer.body)
-    else:
-        try:
-            said = msgspec.json.decode(answer.body, type=_ReceiverAnswer, strict=False)
-        except msgspec.DecodeError:
-            return _Verdict(200)  # not in the source's format: a gateway's page, perhaps; the request was taken
-        rejected, reason = said.rejected(request.count), said.reason
-    return _Verdict(200, min(rejected, request.count), f"Sumo Logic took the request but dropped records: {reason or 'no reason given'}")
+        partial = partial_success(signal, answer.body)
+        return _Verdict(200, min(partial.records, request.count), partial.reason) if partial else _Verdict(200)
+    try:
+        said = msgspec.json.decode(answer.body, type=_ReceiverAnswer, strict=False)
+    except msgspec.DecodeError:
+        return _Verdict(200)  # not in the source's format: a gateway's page, perhaps; the request was taken
+    why = f"Sumo Logic took the request but dropped records: {said.reason or 'no reason given'}"
+    return _Verdict(200, min(said.rejected(request.count), request.count), why)
 
 
 class _Fault(msgspec.Struct):
@@ -253,23 +244,3 @@ class _ReceiverAnswer(msgspec.Struct):
         faults = [self.code if isinstance(self.code, str) else None, self.message]
         faults += [str(part) for fault in self.errors or () for part in (fault.code, fault.message) if part]
         return ": ".join(dict.fromkeys(" ".join(str(fault).split())[:300] for fault in faults if fault))
-
-
-def _partial_success(signal: Signal, body: bytes) -> tuple[int, str]:
-    """OTLP 1.5, "Partial Success": (records rejected, why)."""
-    try:
-        message = _response_type(signal).FromString(body)
-    except DecodeError:
-        return 0, ""
-    partial: Any = message.partial_success
-    rejected = next((value for field, value in partial.ListFields() if field.name.startswith("rejected_")), 0)
-    return rejected, partial.error_message
-
-
-def _response_type(signal: Signal) -> Any:
-    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-
-    types = {"logs": ExportLogsServiceResponse, "metrics": ExportMetricsServiceResponse, "traces": ExportTraceServiceResponse}
-    return types[signal]

@@ -221,10 +221,12 @@ class FilelogSettings(ComponentSettings):
         return 5.0 if self.operators and "force_flush_period" not in self.model_fields_set else self.force_flush_period
 
     def needs(self) -> Iterator[Need]:
-        for pattern in self.include:
-            yield Read(fixed_root(pattern), "log files")
+        roots = sorted({fixed_root(pattern) for pattern in self.include})
+        for root in roots:
+            yield Read(root, "log files")
         for root in self.symlink_roots:
-            yield Read(root, "log files behind symbolic links")
+            if root not in roots:
+                yield Read(root, "log files behind symbolic links")
 
     def extensions(self) -> Iterator[tuple[Path, str]]:
         if self.storage:

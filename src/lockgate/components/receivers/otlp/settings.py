@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.batch import Signal
 from lockgate.kit.units import Duration
-from lockgate.net.grpc_server import GrpcServerSettings
+from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.net.http_server import HttpServerSettings
 from lockgate.pipeline.needs import ComponentSettings
 
@@ -76,4 +76,4 @@ class OtlpReceiverSettings(ComponentSettings):
     """The transports to serve."""
     ack_timeout: Duration = Field(25.0, gt=0)
     """A client that still waits for its acknowledgement after so long is asked to try again (503, UNAVAILABLE), and its batch is given up
-    here. A client that hangs up earlier and sends the same again joins what is under way."""
+    here. A client that hangs up earlier and sends the same id again (X-Lockgate-Batch-Id) joins what is under way."""

@@ -1,0 +1,86 @@
+"""The commands as a user types them, and the wheel that a user installs."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.process import lockgate
+
+from lockgate.collector.components import all_types
+from lockgate.collector.config import preset_names
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_validate_reports_every_mistake_with_its_place_and_exits_with_2(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("""
+receivers:
+  otpl: {}
+exporters:
+  otlphttp:
+    endpoint: http://127.0.0.1:1
+    compresion: gzip
+service:
+  pipelines:
+    logs: {receivers: [otpl], exporters: [otlphttp, debugg]}
+""")
+    result = lockgate("validate", "--config", str(config))
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"{config}:3:3: receivers.otpl: unknown receiver type otpl; did you mean otlp?",
+        f"{config}:7:5: exporters.otlphttp.compresion: unknown key; did you mean compression?",
+        f"{config}:10:53: service.pipelines.logs.exporters[1]: exporter debugg is not defined; known: otlphttp",
+        "lockgate: 3 problems in the configuration",
+    ]
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_valid_and_says_what_it_needs(preset: str) -> None:
+    result = lockgate("validate", "--config", preset)
+    assert (result.returncode, result.stderr) == (0, "")
+    needs = json.loads(lockgate("needs", "--config", preset, "--format", "json").stdout)
+    assert all(need["reason"] for need in needs)
+    assert lockgate("needs", "--config", preset).stdout.startswith("COMPONENT")
+
+
+def test_a_configuration_that_is_not_there_names_the_presets() -> None:
+    result = lockgate("run", "--config", "logs_colector")
+    assert result.returncode == 2
+    assert "logs_colector: cannot be read: No such file or directory; name a file, or a preset: backend, " in result.stderr
+
+
+def test_components_lists_all_and_prints_the_keys_of_one() -> None:
+    listed = lockgate("components").stdout.splitlines()[1:]
+    assert [tuple(line.split()[:2]) for line in listed] == [(kind.singular, name) for kind, name in all_types()]
+    assert "unusable" not in "\n".join(listed)
+    reference = lockgate("components", "exporters/otlphttp").stdout
+    assert "retry_on_failure.initial_interval: duration = 5s" in reference
+    assert lockgate("components", "otlphtp").stderr.strip() == "lockgate: there is no component otlphtp; did you mean otlphttp?"
+
+
+def test_the_wheel_holds_compiled_kernels_and_presets_and_no_sources_of_theirs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, timeout=300, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if name.endswith((".c", ".pyx", ".html"))] == []
+    assert {f"lockgate/presets/{preset}.yaml" for preset in preset_names()} <= set(names)
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, timeout=60, capture_output=True)
+    code = "import lockgate.wire.cri as cri, lockgate.wire.otlp as otlp; print(cri.__file__, cri.compiled, otlp.compiled)"
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert ran.stdout.startswith(str(site))
+    assert ran.stdout.split()[1:] == ["True", "True"]
