@@ -25,6 +25,7 @@ from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 
 from lockgate.kit.sometimes import Sometimes
+from lockgate.net import listener
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
@@ -228,10 +229,8 @@ class GrpcServer:
         if self._servers is None:
             return
         self.stopping = True
-        self._servers.close()
+        await listener.close(self._servers)
         self._servers = None
-        for _turn in range(3):
-            await asyncio.sleep(0)  # what was accepted in this very turn of the loop is made in the next ones
         try:
             for connection in list(self.connections):
                 connection.say_goaway()

@@ -24,6 +24,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration, Size
+from lockgate.net import listener
 from lockgate.net.address import split_endpoint
 from lockgate.net.auth import AuthSettings
 from lockgate.net.budget import ByteBudget, Share
@@ -202,7 +203,7 @@ class HttpServer:
     async def stop(self, drain_seconds: float = 3.0) -> None:
         """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
         if self._listener is not None:
-            self._listener.close()
+            await listener.close(self._listener)
         if self._server is not None:
             self._server.pre_shutdown()
             if self._under_way:
