@@ -167,8 +167,12 @@ def test_a_body_that_nginx_refuses_is_counted_with_the_reason_and_holds_up_nothi
 def test_the_environments_proxy_is_the_way_out_and_its_password_a_secret(site: Site) -> None:
     with Proxy("Basic " + base64.b64encode(b"user:s3cret").decode()) as proxy:
         environment = {"HTTPS_PROXY": f"http://user:s3cret@127.0.0.1:{proxy.port}"}
+        site.trust(trustme.CA().cert_pem.bytes())
         with site.role("backend.invalid", environment) as role:
             site.write("through")
+            wait_until(lambda: reasons(role).keys() == set(EXPORTERS), what="none trusts it")
+            assert all(f"behind the proxy 127.0.0.1:{proxy.port} was not accepted" in reason for reason in reasons(role).values())
+            site.trust(site.nginx.ca_pem)
             wait_until(lambda: site.has("through"), what=f"delivery through {proxy.asked}")
             assert set(proxy.asked) == {f"CONNECT backend.invalid:{site.nginx.port} HTTP/1.1"}
             needs = lockgate("needs", *role.configs, environment=environment).stdout

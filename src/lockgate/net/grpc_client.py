@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
@@ -351,8 +352,8 @@ class GrpcClient:
             raise self._unavailable(f"the name does not resolve ({reason}); look at the name and at DNS egress") from error
         except (OSError, TlsError, ProtocolError, ValueError) as error:
             met = None
-            if self._tls is not None and self._proxy() is None:
-                met = await explain(error, *self._settings.address, self._settings.tls.server_name_override)
+            with suppress(ValueError):  # an unusable proxy is what `error` tells
+                met = await explain(error, *self._settings.address, self._settings.tls.server_name_override, self._proxy())
             raise self._unavailable(met or str(error) or type(error).__name__) from error
 
     def _unavailable(self, why: str) -> GrpcError:

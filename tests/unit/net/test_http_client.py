@@ -106,7 +106,10 @@ async def test_tls_goes_through_a_tunnel_and_is_verified_behind_it(monkeypatch: 
     async with echoing(tls={"cert_file": tls["both"], "key_file": tls["both"]}) as (port, _), raw_server(proxy.serve) as proxy_port:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy_port}")
         assert (await post(f"https://backend.test:{port}/", tls={"ca_file": tls["ca"]})).status == 200
-        with pytest.raises(Retryable):
+        with pytest.raises(Retryable, match=f"behind the proxy 127.0.0.1:{proxy_port} was not accepted: .*set tls.ca_file"):
+            await post(f"https://backend.test:{port}/")
+        monkeypatch.setenv("https_proxy", "ftp://127.0.0.1:1")
+        with pytest.raises(Retryable, match="proxy scheme ftp is not supported"):
             await post(f"https://backend.test:{port}/")
     assert proxy.asked == [f"CONNECT backend.test:{port} HTTP/1.1"] * 2
 
