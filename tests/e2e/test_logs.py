@@ -147,7 +147,7 @@ async def test_lines_survive_rotations_that_delete_what_was_read(road: Road, tmp
 
 async def test_a_log_on_an_inode_used_again_while_the_collector_was_down_is_read_from_its_beginning(road: Road, tmp_path: Path) -> None:
     """conmon alternates between two inodes where nobody holds the old file open."""
-    short = [number for number in range(3000) if number % LONG_EVERY]
+    short = [number for number in range(30_000) if number % LONG_EVERY]
     written = 0
 
     async def write_more() -> None:
@@ -162,7 +162,7 @@ async def test_a_log_on_an_inode_used_again_while_the_collector_was_down_is_read
         inode = road.log.stat().st_ino
         await asyncio.to_thread(road.collector.stop)
         other = False
-        while not (other and road.log.stat().st_ino == inode) and written < 2000:
+        while not (other and road.log.stat().st_ino == inode) and written < 28_000:
             await write_more()
             other |= road.log.stat().st_ino != inode
         await container.exit()
