@@ -365,11 +365,10 @@ async def test_resources_are_enriched_as_the_collector_enriches_them(cluster: Cl
     with Backend() as ours, Backend() as theirs:
         text = yaml.safe_dump(collector(f"127.0.0.1:{ports[0]}", ours, settings | {"kubeconfig": str(config)}))
         async with Role(tmp_path / "role", text.replace("service:", "service:\n  extensions: [health_check]")):
-            started = running_otelcol(
-                tmp_path / "otelcol", collector(f"127.0.0.1:{ports[1]}", theirs, settings), {"KUBECONFIG": str(config)}
-            )
-            with await asyncio.to_thread(started.__enter__) and ExitStack() as stack:
-                stack.push(started.__exit__)
+            with ExitStack() as stack:
+                theirs_config = collector(f"127.0.0.1:{ports[1]}", theirs, settings)
+                started = running_otelcol(tmp_path / "otelcol", theirs_config, {"KUBECONFIG": str(config)})
+                await asyncio.to_thread(stack.enter_context, started)
                 for name, attributes in resources_asked.items():
                     for port in ports:
                         assert await asyncio.to_thread(post, port, log_batch(name, resource=attributes).payload) == 200

@@ -25,7 +25,7 @@ def running_otelcol(directory: Path, config: Mapping[str, Any], environment: Map
     (directory / "config.yaml").write_text(yaml.safe_dump({**config, "service": service}))
     log = directory / "otelcol.log"
     with log.open("wb") as output:
-        command = [BINARY, "--config", directory / "config.yaml"]
+        command = [str(BINARY), "--config", str(directory / "config.yaml")]
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(environment or {})})
     try:
         wait_until(lambda: "Everything is ready" in log.read_text() or process.poll() is not None, 30, "the collector is ready")
