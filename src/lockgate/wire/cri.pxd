@@ -30,8 +30,8 @@ cdef class _Chunk:
     cdef Py_ssize_t second_at
     cdef long long second
     # The last JSON string.
-    cdef Py_ssize_t escape, escape_end
-    cdef bint escaped_newline, escaped_before
+    cdef Py_ssize_t escape
+    cdef bint escaped_before
     # The groups, by stream.
     cdef Py_ssize_t room
     cdef Py_ssize_t area[2]
@@ -49,6 +49,7 @@ cdef class _Chunk:
     cdef bint docker(self, Py_ssize_t p, Py_ssize_t end) noexcept nogil
     cdef bint member(self, Py_ssize_t key, Py_ssize_t start, Py_ssize_t end) noexcept nogil
     cdef Py_ssize_t value(self, Py_ssize_t p, Py_ssize_t end, int depth) noexcept nogil
+    @cython.locals(escape=Py_ssize_t, before=Py_ssize_t)
     cdef Py_ssize_t string(self, Py_ssize_t p, Py_ssize_t end) noexcept nogil
     cdef void each_line(self, int line_format) noexcept nogil
     cdef void plain(self, Py_ssize_t start, Py_ssize_t end) noexcept nogil

@@ -198,15 +198,21 @@ class _Chunk:
             return src[start] == ord('"')
         if not starts(src, key, start, b'log"'):
             return True
+        if src[start] != ord('"'):
+            return False
         self.start = start + 1
         self.end = end - 1
-        self.is_escaped = self.escape >= 0
+        escape = self.escape
+        self.is_escaped = escape >= 0
         # Docker cuts long lines into entries, of which only the last has the newline.
-        self.is_part = not (self.escaped_newline and self.escape_end == self.end)
-        if not self.is_part:
-            self.end = self.escape
+        self.is_part = True
+        if escape >= 0 and (
+            starts(src, escape, end, b'\\n"') or starts(src, escape, end, b'\\u000a"') or starts(src, escape, end, b'\\u000A"')
+        ):
+            self.is_part = False
             self.is_escaped = self.escaped_before
-        return src[start] == ord('"')
+            self.end = escape
+        return True
 
     def value(self, p: int, end: int, depth: int) -> int:
         """Behind any JSON value at p, or -1; at most 32 levels deep, of which the line's object is the first."""
@@ -248,37 +254,29 @@ class _Chunk:
             p = _blanks(src, p + 1, end)
 
     def string(self, p: int, end: int) -> int:
-        """From behind a JSON string's opening quote to behind its closing one, or -1.
-
-        `escape`..`escape_end` become its last escape (or -1); escaped_newline: whether that is one; escaped_before: whether it has others.
-        """
+        """From behind a JSON string's opening quote to behind its closing one, or -1. `escape` becomes where its last escape is, or -1."""
         src = self.src
-        self.escape = self.escape_end = -1
-        self.escaped_newline = self.escaped_before = False
+        escape = before = -1
         while p < end:
             byte = src[p]
             if byte == ord('"'):
+                self.escape = escape
+                self.escaped_before = before >= 0
                 return p + 1
             if byte < 32:
                 return -1
             if byte != ord("\\"):
                 p += 1
                 continue
-            self.escaped_before = self.escape >= 0
-            self.escape = p
+            before = escape
+            escape = p
             kind = _at(src, p + 1, end)
-            if kind == ord("u"):
-                code = _hex4(src, p + 2, end)
-                if code < 0:
-                    return -1
-                self.escaped_newline = code == 10
+            if kind == ord("u") and _hex4(src, p + 2, end) >= 0:
                 p += 6
             elif kind >= 0 and kind in b'nt"\\r/bf':
-                self.escaped_newline = kind == ord("n")
                 p += 2
             else:
                 return -1
-            self.escape_end = p
         return -1
 
     # --- Joining: what a record is made of ----------------------------------------------------------------------------------------------
@@ -287,11 +285,10 @@ class _Chunk:
         src, size = self.src, self.size
         p = 0
         while p < size:
-            self.consumed = p
             # Never inside a group: a chunk in which a group spans more records than the limit would be read again and again.
             if self.records >= self.max_records and self.parts[0] == 0 and self.parts[1] == 0:
                 self.left = 3
-                return
+                break
             end = find(src, p, size, 10)
             following = end + 1
             if end < 0:
@@ -311,7 +308,8 @@ class _Chunk:
                 self.malformed += 1
                 self.time = self.tag = self.tag_end = 0
                 self.record(2, src, p, end, False)
-            p = self.consumed = following
+            p = following
+        self.consumed = p
         if self.parts[0] == 0 and self.parts[1] == 0:
             return
         if self.flush_groups:
@@ -387,6 +385,7 @@ class _Chunk:
     def record(self, stream: int, body: Buffer, start: int, end: int, flagged: bool) -> None:
         """One ScopeLogs.log_records field: at most 65 bytes more than body, attributes, tag and flag."""
         out, time, observed, tag_size = self.out, self.time, self.observed, self.tag_end - self.tag
+        attributes_size = self.sizes[stream]
         stop = _cut(body, start, end, self.max_record_bytes)
         self.records += 1
         if stop < end:
@@ -394,7 +393,7 @@ class _Chunk:
             flagged = True
         size = stop - start
         value = 1 + _varint_size(size) + size
-        total = 1 + _varint_size(value) + value + self.sizes[stream]
+        total = 1 + _varint_size(value) + value + attributes_size
         total += (9 if time else 0) + (9 if observed else 0) + (14 + tag_size if tag_size else 0) + (self.sizes[3] if flagged else 0)
         o = self.o
         out[o] = 0x12
@@ -408,7 +407,7 @@ class _Chunk:
         out[o] = 0x0A if self.is_text or is_utf8(body, start, stop) else 0x3A
         o = _put_varint(out, o + 1, size)
         o = copy(out, o, body, start, size)
-        o = copy(out, o, self.attributes[stream], 0, self.sizes[stream])
+        o = copy(out, o, self.attributes[stream], 0, attributes_size)
         if tag_size:  # the attribute logtag; a tag is at most 64 bytes, so every length is one byte
             out[o] = 0x32
             out[o + 1] = 12 + tag_size

@@ -171,7 +171,7 @@ class _Request:
 
     def walk(self, at: int, end: int, message: int, depth: int) -> bool:
         """One message; recursion is bounded by depth."""
-        src = self.src
+        src, table = self.src, self.table
         self.records += message >= 3 and message <= 8
         while at < end:
             start = at
@@ -186,7 +186,7 @@ class _Request:
             tag >>= 3
             if tag == 0 or tag > 536870911:
                 return self.fail(2, start, message)
-            kind = self.table[64 * message + tag] if tag < 32 else 255
+            kind = table[64 * message + tag] if tag < 32 else 255
             if wire == 2:
                 if at < end and src[at] < 128:
                     size = src[at]
@@ -202,7 +202,7 @@ class _Request:
                 if kind == 50:
                     if depth >= 100:
                         return self.fail(8, start, message)
-                    if not self.walk(at, stop, self.table[64 * message + 32 + tag], depth + 1):
+                    if not self.walk(at, stop, table[64 * message + 32 + tag], depth + 1):
                         return False
                 elif kind == 2:
                     if not is_utf8(src, at, stop):
