@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: install up test lint bench wheel peers test-peers soak clean
 install: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.py)
+$(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.p*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77' 'Cython>=3.1'
 	$(BIN)/python -m pip install --quiet --group dev --editable '.[backend]' --no-build-isolation
@@ -35,6 +35,14 @@ test-peers: install peers
 
 bench: install peers
 	$(BIN)/python bench/logs.py
+
+# The kernels fuzzed under the address and undefined-behaviour sanitizers, against their uncompiled forms.
+SOAK_SECONDS ?= 120
+soak: install
+	LOCKGATE_REQUIRE_KERNELS=1 LOCKGATE_KERNEL_CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' \
+		$(BIN)/python setup.py -q build_ext --build-lib build/soak --build-temp build/soak
+	LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		$(BIN)/python tests/soak/kernels.py build/soak $(SOAK_SECONDS)
 
 wheel: install
 	$(BIN)/python -m build --outdir dist .

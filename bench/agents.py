@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ class Agent:
     """A node agent: tail, parse, join, encode, compress, send, positions on disk."""
 
     name: str
-    start: Start
+    start: Start | None
     share: float = 1.0
     """How much of the lines it is given, so that a slow one does not take minutes."""
     missing: str = ""
     """Why it cannot be run here."""
+    only_paced: bool = False
+    """Whether it is a variant that matters to the paced part alone."""
 
 
 def lockgate(name: str, directory: Path, config: dict[str, Any]) -> Server:
@@ -95,7 +98,7 @@ def otelcol_agent(directory: Path, root: Path, backend: str) -> Server:
     return otelcol("otelcol", directory, config)
 
 
-def fluent_bit_agent(directory: Path, root: Path, backend: str) -> Server:
+def fluent_bit_agent(directory: Path, root: Path, backend: str, inotify: bool = True) -> Server:
     """tail with the cri parser, positions in its database, output opentelemetry; flushed as often as Lockgate polls."""
     http, host = free_port(), backend.removeprefix("http://")
     tail = {
@@ -106,6 +109,7 @@ def fluent_bit_agent(directory: Path, root: Path, backend: str) -> Server:
         "multiline.parser": "cri",
         "read_from_head": True,
         "refresh_interval": 1,
+        "inotify_watcher": inotify,
         "db": str(directory / "positions.db"),
     }
     output = {
@@ -190,11 +194,14 @@ def missing(binary: str) -> str:
 
 
 def agents() -> list[Agent]:
-    """Every agent that the throughput and paced parts compare."""
+    """Every agent that is compared, Lockgate first."""
     return [
         Agent("lockgate", lockgate_agent()),
         Agent("otelcol", otelcol_agent, 0.1, missing("otelcol")),
         Agent("fluent-bit", fluent_bit_agent, 0.1, missing("fluent-bit")),
+        # Its default wakes for every single write; whoever turns that off pays with latency.
+        Agent("fluent-bit, inotify off", partial(fluent_bit_agent, inotify=False), 0.1, missing("fluent-bit"), only_paced=True),
+        Agent("vlagent", None, missing="the Go proxy did not give its module (403)"),
     ]
 
 

@@ -16,8 +16,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -69,16 +70,21 @@ class Bench:
     def __init__(self, work: Path, sizes: Sizes, table: Table) -> None:
         self.work, self.sizes, self.table = work, sizes, table
 
+    def _agents(self, part: str, more: Sequence[Agent] = ()) -> Iterator[Agent]:
+        """Those that can be run here; a row says why another cannot."""
+        for agent in [*agents.agents(), *more]:
+            if agent.missing:
+                self.table.row(part, agent.name, f"skipped: {agent.missing}")
+            elif part == "paced" or not agent.only_paced:
+                yield agent
+
     def throughput(self) -> None:
         """(a) One big file, put in place while the agent waits: its start is not counted."""
         lines = self.sizes.lines
         for share in sorted({agent.share for agent in agents.agents()}):
             big_file(self.work / f"big-{share}", int(lines * share))
         extra = [Agent("lockgate, merged to 32k lines a batch", agents.lockgate_agent(32_768))]
-        for agent in [*agents.agents(), *(extra if self.sizes.every_row else [])]:
-            if agent.missing:
-                self.table.row("throughput", agent.name, f"skipped: {agent.missing}")
-                continue
+        for agent in self._agents("throughput", extra if self.sizes.every_row else []):
             count = int(lines * agent.share)
             runs = [self._one_big_file(agent, self.work / f"big-{agent.share}", count) for _ in range(self.sizes.repeats)]
             cpu, wall, rss, batch, size = min(runs)
@@ -107,10 +113,7 @@ class Bench:
 
     def paced(self) -> None:
         """(b) Many files at a pace."""
-        for agent in agents.agents():
-            if agent.missing:
-                self.table.row("paced", agent.name, f"skipped: {agent.missing}")
-                continue
+        for agent in self._agents("paced"):
             with Sink(self.work) as sink:
                 self._pace(f"{agent.name} agent", agent, None, sink, sink.url)
             if agent.name not in ("lockgate", "otelcol"):
@@ -206,17 +209,22 @@ class Bench:
 
     def size(self) -> None:
         """(d) Memory, and what doing nothing costs."""
-        for agent in agents.agents() if self.sizes.every_row else agents.agents()[:1]:
-            if agent.missing:
-                self.table.row("size", agent.name, f"skipped: {agent.missing}")
+        for agent in self._agents("size"):
+            if agent.name != "lockgate" and not self.sizes.every_row:
                 continue
             ours = agent.name == "lockgate"
-            for what, aim, measured in (
-                ("500 files, 10,000 lines/s", "80 MB", self._busy(agent, 500, down=False)),
-                ("500 files, backend down", "150 MB", self._busy(agent, 500, down=True)),
-                ("1,000 idle files", "1%, 50 MB", self._idle(agent, 1000)),
+            for what, aim, measure in (
+                ("500 files, 10,000 lines/s", "80 MB", partial(self._busy, agent, 500, down=False)),
+                ("500 files, backend down", "150 MB", partial(self._busy, agent, 500, down=True)),
+                ("1,000 idle files", "1%, 50 MB", partial(self._idle, agent, 1000)),
             ):
-                self.table.row("size", f"{agent.name}, {what}", measured, aim=aim if ours else "")
+                try:
+                    figures = measure()
+                except Failed as error:
+                    if ours:
+                        raise
+                    figures = f"failed: {error}".partition("\n")[0]
+                self.table.row("size", f"{agent.name}, {what}", figures, aim=aim if ours else "")
 
     def _busy(self, agent: Agent, count: int, down: bool) -> str:
         root, own = fresh(self.work / "pods"), fresh(self.work / "agent")

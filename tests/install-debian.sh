@@ -8,6 +8,7 @@ missing=
 command -v conmon >/dev/null || missing="$missing conmon"
 command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v strace >/dev/null || missing="$missing strace"
+command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
 command -v ip >/dev/null || missing="$missing iproute2"
 test -n "$missing" || exit 0
 

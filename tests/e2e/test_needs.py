@@ -6,11 +6,14 @@ import re
 import shutil
 import socket
 import sys
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.otlp import log_batch
 from support.process import Role, free_port, lockgate, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace; sh tests/install-debian.sh installs it")
@@ -73,10 +76,7 @@ def test_a_running_role_opens_only_what_its_needs_list(tmp_path: Path, backend: 
     (container / "0.log").write_text("2026-01-01T00:00:00.000000000Z stdout F hello\n")
     ports = {"http": free_port(), "grpc": free_port(), "backend": backend.getsockname()[1]}
     text = CONFIG.format(logs=tmp_path / "pods", state=tmp_path / "state", **ports)
-    trace = tmp_path / "trace"
-    # -D: the role stays our child and the tracer hangs on its side, so that signals go where they are meant to go.
-    strace = ("strace", "-D", "-f", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace))
-    role = Role(tmp_path / "role", text, expect_ready=False, prefix=strace)
+    role, trace = traced(tmp_path, text)
     needs = json.loads(lockgate("needs", "--format", "json", *role.configs).stdout)
     with role:
         connection, _ = backend.accept()  # the line is on its way: every part has opened what it opens
@@ -87,6 +87,32 @@ def test_a_running_role_opens_only_what_its_needs_list(tmp_path: Path, backend: 
     seen = {call.name for call in calls}
     assert {"openat", "bind", "connect"} <= seen, f"the trace is empty ({seen}): this test would prove nothing"
     assert "\n".join(unlisted(calls, needs, sys.executable)) == ""
+
+
+def test_resolving_a_name_opens_only_what_its_needs_list(tmp_path: Path) -> None:
+    ports = {"http": free_port(), "grpc": free_port(), "backend": 4318}
+    (tmp_path / "pods").mkdir()
+    text = CONFIG.format(logs=tmp_path / "pods", state=tmp_path / "state", **ports)
+    text = text.replace("127.0.0.1:4318", "backend.invalid:4318")
+    role, trace = traced(tmp_path, text)
+    needs = json.loads(lockgate("needs", "--format", "json", *role.configs).stdout)
+    with role:
+        headers = {"Content-Type": "application/x-protobuf"}
+        request = urllib.request.Request(f"http://127.0.0.1:{ports['http']}/v1/logs", log_batch("one").payload, headers)
+        with suppress(OSError):  # it is delivered to nobody, so it is answered by nothing or by 503
+            urllib.request.urlopen(request, timeout=1).close()
+        wait_until(lambda: "backend.invalid" in str(role.get("/ready")[1]), what="the name is known not to resolve")
+    calls = list(parse(trace.read_text()))
+    assert any("htons(53)" in call.arguments for call in calls), "no name server was asked: this test would prove nothing"
+    assert "\n".join(unlisted(calls, needs, sys.executable)) == ""
+
+
+def traced(tmp_path: Path, text: str) -> tuple[Role, Path]:
+    """A role, and the file that its system calls are written to."""
+    trace = tmp_path / "trace"
+    # -D: the role stays our child and the tracer hangs on its side, so that signals go where they are meant to go.
+    strace = ("strace", "-D", "-f", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace))
+    return Role(tmp_path / "role", text, expect_ready=False, prefix=strace), trace
 
 
 def test_the_comparison_sees_what_is_not_listed() -> None:

@@ -1,12 +1,16 @@
-"""An OTLP/HTTP backend in threads, for tests that run roles as processes: keeps the records, answers as it is told."""
+"""OTLP backends in threads, over HTTP and gRPC, for tests that run roles as processes: keeps the records, answers as it is told."""
 
 import gzip
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
+
 from lockgate.batch import Signal, message_type
+from lockgate.net.otlp_grpc import METHODS
 
 PATHS = {"/v1/logs": Signal.LOGS, "/v1/metrics": Signal.METRICS, "/v1/traces": Signal.TRACES}
 
@@ -58,14 +62,7 @@ class Backend:
 
     def bodies(self) -> list[str]:
         """The string bodies of all log records, in order of arrival."""
-        return [
-            record.body.string_value
-            for path, _, message in list(self.requests)
-            if path == "/v1/logs"
-            for resource in message.resource_logs
-            for scope in resource.scope_logs
-            for record in scope.log_records
-        ]
+        return [body for path, _, message in list(self.requests) if path == "/v1/logs" for body in bodies_of(message)]
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -77,3 +74,35 @@ class Backend:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class GrpcBackend:
+    """`with GrpcBackend() as backend:` is grpcio's server; it keeps the requests that it answered."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.messages: list[Any] = []
+        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        service, _, method = METHODS[Signal.LOGS].lstrip("/").partition("/")
+        handler = grpc.unary_unary_rpc_method_handler(self._export)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        self.port: int = self._server.add_insecure_port(f"127.0.0.1:{port}")
+
+    def _export(self, message: bytes, _: Any) -> bytes:
+        self.messages.append(message_type(Signal.LOGS).FromString(message))
+        return b""
+
+    def bodies(self) -> list[str]:
+        """The string bodies of all log records, in order of arrival."""
+        return [body for message in list(self.messages) for body in bodies_of(message)]
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.stop(0).wait()
+
+
+def bodies_of(message: Any) -> list[str]:
+    """The string bodies of a logs request."""
+    return [record.body.string_value for resource in message.resource_logs for scope in resource.scope_logs for record in scope.log_records]

@@ -84,7 +84,7 @@ def components(name: str = "", /) -> int:
 
 
 @app.command
-def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context: str = "") -> int:
+def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context: str = "", kubeconfig: Path | None = None) -> int:
     """Run every role on this machine, with the embedded backend and a sample cluster, until Ctrl-C.
 
     Parameters
@@ -96,10 +96,14 @@ def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context
     context
         Collect from this machine as a node of a real cluster instead: metadata from the API server of this kubeconfig context, logs
         from /var/log/pods. There is no default, and KUBECONFIG is not read.
+    kubeconfig
+        The file that holds the context; ~/.kube/config where not given.
     """
     from lockgate.presets.up import up as run_up
 
-    return run_up(state, lines_per_second=lines_per_second, context=context)
+    if kubeconfig and not context:
+        raise LookupError("--kubeconfig says where --context is found; give both")
+    return run_up(state, lines_per_second=lines_per_second, context=context, kubeconfig=kubeconfig)
 
 
 app.command("lockgate.cli.logs:logs")

@@ -23,7 +23,7 @@ from lockgate.kit.document import Document, DocumentError, Mark, Path, Problem, 
 from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, name_resolution
 
 
 class LogSettings(Settings):
@@ -183,6 +183,7 @@ class Configuration:
         rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
         for configured in self.used():
             rows += [(configured.key, need) for need in configured.settings.needs()]
+        rows += [("service", need) for need in name_resolution(need for _, need in rows)]
         return list(dict.fromkeys(rows))
 
 

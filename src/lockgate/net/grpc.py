@@ -22,7 +22,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
-from h2.exceptions import ProtocolError
+from h2.exceptions import FrameTooLargeError, ProtocolError
+from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 
 STREAM_WINDOW = 65_535
@@ -34,6 +35,9 @@ CONNECTION_WINDOW = 4 * 2**20
 
 FRAME_SIZE = 64 * 1024
 """Largest DATA frame asked for: fewer frames are less work (HTTP/2's default is 16 KiB)."""
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client sends first (RFC 9113, 3.4)."""
 
 HEADER_BYTES = 16 * 1024
 """Largest header list accepted, uncompressed: bearer tokens fit, floods do not (grpc-go accepts 16 MiB, grpcio 8 KiB)."""
@@ -117,13 +121,50 @@ async def read_prefix(stream: Stream) -> tuple[bool, int] | None:
     return bool(prefix[0]), int.from_bytes(prefix[1:], "big")
 
 
+class _Frames(FrameBuffer):
+    """h2's buffer, for which a frame is too large as soon as its head says so: h2 waits for all of it first, up to 16 MiB a connection."""
+
+    def __init__(self, server: bool) -> None:
+        super().__init__(server)
+        self._until_head = len(PREFACE) if server else 0
+        self._head = b""
+        self._is_too_large = False
+
+    def add_data(self, data: Any) -> None:
+        super().add_data(data)
+        position = 0
+        while not self._is_too_large:
+            position += self._until_head
+            self._until_head = max(0, position - len(data))
+            head = data[position : position + 9 - len(self._head)]
+            self._head += head
+            if len(self._head) < 9:
+                return
+            position += len(head)
+            self._until_head = int.from_bytes(self._head[:3], "big")
+            self._head = b""
+            self._is_too_large = self._until_head > FRAME_SIZE
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except StopIteration:
+            if self._is_too_large:
+                raise FrameTooLargeError(f"a frame of {self._until_head} bytes; at most {FRAME_SIZE} are accepted") from None
+            raise
+
+
 class _Http2(H2Connection):
-    """h2's connection, for which a GOAWAY without an error does not end the streams that are under way.
+    """h2's connection, with `_Frames`; and a GOAWAY without an error does not end the streams that are under way.
 
     RFC 9113, 6.8: streams up to the GOAWAY's last one may finish. h2 closes its state machine instead, and then takes the answers to those
     streams for protocol errors. grpc-go sends such a GOAWAY at max_connection_age and when it stops. See
     test_requests_under_way_finish_when_the_server_says_goaway.
     """
+
+    def __init__(self, config: H2Configuration) -> None:
+        super().__init__(config)
+        self.incoming_buffer = _Frames(server=not config.client_side)
 
     def _receive_goaway_frame(self, frame: Any) -> tuple[list[Any], list[Any]]:
         if frame.error_code != ErrorCodes.NO_ERROR:

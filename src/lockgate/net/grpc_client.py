@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
@@ -80,8 +81,8 @@ def refusal(error: GrpcError) -> Refusal:
     """What to do with the data after this error (OTLP 1.5, "OTLP/gRPC Response", with three differences).
 
     RESOURCE_EXHAUSTED without RetryInfo is tried again, because gateways send it bare under load and dropping then is what users
-    suffer from; unless it says that the message is too large. UNAUTHENTICATED and PERMISSION_DENIED are tried again, because a token that
-    has expired is no reason to lose data. UNKNOWN from a proxy that did not speak gRPC is tried again as well.
+    suffer from; unless it says that the message is too large, as a proxy's 413 does. UNAUTHENTICATED and PERMISSION_DENIED are tried
+    again, because a token that has expired is no reason to lose data. UNKNOWN from a proxy that did not speak gRPC is tried again as well.
     """
     if error.status is Status.RESOURCE_EXHAUSTED and error.retry_after is None and _TOO_LARGE.search(error.message):
         return Permanent(f"{error}; send smaller batches, or raise the server's max_recv_msg_size_mib")
@@ -356,8 +357,8 @@ class GrpcClient:
             raise self._unavailable(f"the name does not resolve ({reason}); look at the name and at DNS egress") from error
         except (OSError, TlsError, ProtocolError, ValueError) as error:
             met = None
-            if self._tls is not None and self._proxy() is None:
-                met = await explain(error, *self._settings.address, self._settings.tls.server_name_override)
+            with suppress(ValueError):  # an unusable proxy is what `error` tells
+                met = await explain(error, *self._settings.address, self._settings.tls.server_name_override, self._proxy())
             raise self._unavailable(met or str(error) or type(error).__name__) from error
 
     def _unavailable(self, why: str) -> GrpcError:
@@ -619,14 +620,22 @@ async def _answer(stream: Stream) -> bytes:
 
 def _check(headers: Mapping[str, str]) -> None:
     status, kind = headers.get(":status", ""), headers.get("content-type", "")
+    who = "from a proxy or a server that is none of gRPC's"
+    if status == "413":
+        raise NotGrpc(Status.RESOURCE_EXHAUSTED, f"message too large: HTTP status 413, {who} (nginx: client_max_body_size)")
     if status != "200":
-        raise NotGrpc(_HTTP_STATUS.get(status, Status.UNKNOWN), f"HTTP status {status}, from a proxy or a server that is none of gRPC's")
+        raise NotGrpc(_HTTP_STATUS.get(status, Status.UNKNOWN), f"HTTP status {status}, {who}")
     if not kind.startswith("application/grpc"):
-        raise NotGrpc(Status.UNKNOWN, f"an answer of type {kind!r}, from a proxy or a server that is none of gRPC's")
+        raise NotGrpc(Status.UNKNOWN, f"an answer of type {kind!r}, {who}")
 
 
 def _said(stream: Stream) -> GrpcError | None:
     for headers in (stream.trailers, stream.headers):
         if headers is not None and "grpc-status" in (known := plain_headers(headers)):
             return read_status(known)
+    if stream.headers is not None:
+        try:
+            _check(plain_headers(stream.headers))
+        except NotGrpc as error:
+            return error
     return None

@@ -242,9 +242,11 @@ class HttpClient:
     async def _cause(self, error: Exception, url: URL) -> str:
         if isinstance(error, TimeoutError):
             return f"no answer in {self._settings.timeout:g} s; raise timeout or look at the network policy"
-        if self._settings.proxy(url) is None and (
-            text := await explain(error, url.host or "", url.port or 443, self._settings.tls.server_name_override)
-        ):
+        try:
+            proxy = self._settings.proxy(url)
+        except ValueError:
+            return str(error)  # which says that it is no proxy
+        if text := await explain(error, url.host or "", url.port or 443, self._settings.tls.server_name_override, proxy):
             return text
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
+from yarl import URL
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
@@ -255,24 +256,27 @@ class ReloadingContext:
         return tuple(_stat(path) for path in self._watched())
 
 
-async def explain(error: BaseException, host: str, port: int, server_name: str = "") -> str | None:
+async def explain(error: BaseException, host: str, port: int, server_name: str = "", proxy: URL | None = None) -> str | None:
     """What a failed verification met, and how to mend it; None where the error is no failed verification.
 
     Connects to host:port once more, unverified, sends nothing, and reads who issued the certificate there: an issuer's name says at once
-    that a proxy, or a private authority, stands in between.
+    that a proxy, or a private authority, stands in between. Not through an HTTP proxy, which is then named.
     """
     failure = _verification_failure(error)
     if failure is None:
         return None
-    met = await _presented(host, port, server_name or host)
+    where = f"{host}:{port}" + (f" behind the proxy {proxy.host}:{proxy.port}" if proxy else "")
+    met = None if proxy else await _presented(host, port, server_name or host)
     issued = f" (subject {met[0]}, issued by {met[1]})" if met else ""
     if failure.verify_code in (62, 63, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, .._EMAIL_MISMATCH, .._IP_ADDRESS_MISMATCH
         mend = "set server_name_override to a name that the certificate has"
     elif failure.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
         mend = "renew the server's certificate, or set this machine's clock"
+    elif proxy:
+        mend = "set tls.ca_file to the certificate of its issuer, which is the proxy's own where the proxy inspects TLS"
     else:
         mend = "set tls.ca_file to the certificate of that issuer"
-    return f"the certificate of {host}:{port} was not accepted: {failure.verify_message}{issued}; {mend}"
+    return f"the certificate of {where} was not accepted: {failure.verify_message}{issued}; {mend}"
 
 
 def _verification_failure(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

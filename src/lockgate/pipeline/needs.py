@@ -4,11 +4,14 @@ From the union of a configuration's needs follow the table of `lockgate needs`, 
 sandbox. Nothing may be opened that is not in it.
 """
 
-from collections.abc import Iterator
+import ipaddress
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from lockgate.kit.document import Path
+from lockgate.kit.document import Path as KeyPath
 from lockgate.kit.settings import Settings
 
 
@@ -24,7 +27,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Opens connections to host:port; names are resolved by DNS, which is a need of its own that follows from this one."""
+    """Opens connections to host:port; a name's resolution is a need of its own that follows from this one: `name_resolution`."""
 
     host: str
     port: int
@@ -62,6 +65,47 @@ class Kubernetes:
 Need = Listen | Connect | Read | Write | Kubernetes
 
 
+def name_resolution(needs: Iterable[Need], resolv_conf: str = "/etc/resolv.conf") -> Iterator[Need]:
+    """What it takes to resolve the names among these needs, once for all: libc's files, and the name servers that resolv_conf lists.
+
+    Nothing for addresses. `localhost` is found in the files, which are read for it all the same (glibc, getaddrinfo).
+    """
+    hosts = [need.host for need in needs if isinstance(need, Connect | Listen)]
+    names = sorted({host.lower().rstrip(".") for host in hosts if host and not _is_address(host)})
+    if not names:
+        return
+    why = f"names are resolved: {', '.join(names)}"
+    for path in ("/etc/nsswitch.conf", "/etc/host.conf", resolv_conf, "/etc/hosts", "/etc/gai.conf"):
+        # Where a link leads: systemd-resolved and NetworkManager keep resolv.conf elsewhere.
+        yield Read(os.path.realpath(path), why)
+    remote = [name for name in names if name != "localhost" and not name.endswith(".localhost")]
+    for server in _name_servers(resolv_conf) if remote else ():
+        for protocol in _DNS_PROTOCOLS:
+            yield Connect(server, 53, f"DNS, to resolve {', '.join(remote)}", protocol)
+
+
+_DNS_PROTOCOLS: tuple[Literal["tcp", "udp"], ...] = ("udp", "tcp")
+"""Answers that do not fit a datagram are asked for again over tcp (RFC 7766)."""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _name_servers(resolv_conf: str) -> list[str]:
+    """The first three, as glibc; its default where there is none (resolv.conf(5))."""
+    try:
+        lines = Path(resolv_conf).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    servers = [words[1] for words in map(str.split, lines) if len(words) > 1 and words[0] == "nameserver"]
+    return servers[:3] or ["127.0.0.1"]
+
+
 class ComponentSettings(Settings):
     """Settings of a component, or of a part that several components share (a client, a server, TLS)."""
 
@@ -70,7 +114,7 @@ class ComponentSettings(Settings):
         for value in self.__dict__.values():
             yield from _needs_of(value)
 
-    def extensions(self) -> Iterator[tuple[Path, str]]:
+    def extensions(self) -> Iterator[tuple[KeyPath, str]]:
         """(where, id) of each extension that these settings name; whoever has such a field adds it."""
         for name, value in self.__dict__.items():
             if isinstance(value, ComponentSettings):

@@ -56,8 +56,10 @@ class Role:
 class Up:
     """The roles of one `lockgate up`. `state` holds everything that it writes: logs of the roles, pods' logs, checkpoints, the database."""
 
-    def __init__(self, state: Path, *, lines_per_second: float, context: str = "", console: Console | None = None) -> None:
-        self.state, self.context = state.absolute(), context
+    def __init__(
+        self, state: Path, *, lines_per_second: float, context: str = "", kubeconfig: Path | None = None, console: Console | None = None
+    ) -> None:
+        self.state, self.context, self.kubeconfig = state.absolute(), context, kubeconfig
         self.console = console or Console()
         self._taken: set[int] = set()
         self.query_port = self._port(3001)
@@ -87,6 +89,8 @@ class Up:
             if self.context
             else {"LOCKGATE_KUBE_AUTH": "none", "LOCKGATE_KUBE_API": f"http://127.0.0.1:{api}"}
         )
+        if self.kubeconfig is not None:
+            kube["LOCKGATE_KUBECONFIG"] = str(self.kubeconfig.absolute())
         deliver = {**kube, "LOCKGATE_BACKEND_URL": f"http://127.0.0.1:{backend}/receiver"}
         roles = [
             self._role(
@@ -278,6 +282,6 @@ def _tail(path: Path, lines: int = 15) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
-def up(state: Path, *, lines_per_second: float, context: str = "") -> int:
+def up(state: Path, *, lines_per_second: float, context: str = "", kubeconfig: Path | None = None) -> int:
     """Runs the roles until a signal; the exit status."""
-    return asyncio.run(Up(state, lines_per_second=lines_per_second, context=context).run())
+    return asyncio.run(Up(state, lines_per_second=lines_per_second, context=context, kubeconfig=kubeconfig).run())

@@ -131,7 +131,7 @@ class Node:
         owner = _owner(controller, workload.kind)
         if workload.kind != "Deployment":
             return owner, "", workload.labels
-        template_hash = _letters(9)
+        template_hash = _letters(10)
         labels = {**workload.labels, "pod-template-hash": template_hash}
         name = f"{workload.name}-{template_hash}"
         replica_set = self.cluster.create(_object("apps/v1", "ReplicaSet", name, workload.namespace, labels, owner))

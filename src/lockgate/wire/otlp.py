@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: infer_types=True, annotation_typing=False
 """Is this an OTLP Export{Logs,Metrics,Trace}ServiceRequest? A compiled kernel, driven by a table: see `lockgate.wire`.
 
 Accepts what protobuf's own parser (upb) accepts, but for three things that the OpenTelemetry Collector's unmarshaller (pdata) refuses as
@@ -13,8 +14,8 @@ import cython
 
 from lockgate.wire.protobuf import DecodeError
 
-if cython.compiled:
-    from cython.cimports.libc.string import memcpy
+if not cython.compiled:  # otlp.pxd has the compiled one
+    from lockgate.wire.memory import is_utf8
 
 compiled: bool = cython.compiled
 """Whether this is the compiled form."""
@@ -143,179 +144,101 @@ _REASONS = (
     "a packed field that does not hold whole numbers",
 )
 
-# Places in `state`: 0 position behind a varint, 1 reason, 2 where, 3 records, 4 message.
 
+class _Request:
+    """One request while it is checked: where, what for, and the records so far."""
 
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _varint(
-    p: cython.p_uchar, at: cython.Py_ssize_t, end: cython.Py_ssize_t, longest: cython.int, state: cython.p_longlong
-) -> cython.ulonglong:
-    """state[0] becomes the position behind it, or -1. Of a tenth byte only the lowest bit counts, as in upb."""
-    value: cython.ulonglong = 0
-    i: cython.int
-    for i in range(longest):
-        if at >= end:
-            break
-        value |= cython.cast(cython.ulonglong, p[at] & 127) << (7 * i)
-        at += 1
-        if p[at - 1] < 128:
-            state[0] = at
-            return value
-    state[0] = -1
-    return 0
+    def __init__(self, payload: bytes) -> None:
+        self.payload, self.kinds = bytes(payload), _TABLE
+        self.src, self.table = self.payload, self.kinds
+        self.records = self.reason = self.where = self.message = 0
 
+    def varint(self, at: int, end: int, longest: int) -> int:
+        """The position behind the varint there, or -1; `number` its value. Of a tenth byte only the lowest bit counts, as in upb."""
+        self.number = shift = 0
+        while at < end and shift < 7 * longest:
+            byte = self.src[at]
+            self.number |= (byte & 127) << shift
+            at += 1
+            if byte < 128:
+                return at
+            shift += 7
+        return -1
 
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _is_utf8(src: cython.p_uchar, p: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
-    """As RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF."""
-    if not cython.compiled:
-        try:
-            src[p:end].decode()
-        except UnicodeDecodeError:
-            return False
-        return True
-    word = cython.declare(cython.ulonglong)
-    a: cython.int
-    b: cython.int
-    while p < end:
-        if end - p >= 8:
-            memcpy(cython.address(word), src + p, 8)
-            if not (word & cython.cast(cython.ulonglong, 0x8080808080808080)):
-                p += 8
-                continue
-        a = src[p]
-        if a < 0x80:
-            p += 1
-            continue
-        if a < 0xC2 or a > 0xF4 or end - p < 2:
-            return False
-        b = src[p + 1]
-        if b & 0xC0 != 0x80:
-            return False
-        if a < 0xE0:
-            p += 2
-            continue
-        if end - p < 3 or src[p + 2] & 0xC0 != 0x80:
-            return False
-        if a < 0xF0:
-            if (a == 0xE0 and b < 0xA0) or (a == 0xED and b > 0x9F):
-                return False
-            p += 3
-            continue
-        if end - p < 4 or src[p + 3] & 0xC0 != 0x80 or (a == 0xF0 and b < 0x90) or (a == 0xF4 and b > 0x8F):
-            return False
-        p += 4
-    return True
+    def fail(self, reason: int, where: int, message: int) -> bool:
+        self.reason, self.where, self.message = reason, where, message
+        return False
 
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _fail(state: cython.p_longlong, reason: cython.int, where: cython.Py_ssize_t, message: cython.int) -> cython.bint:
-    state[1] = reason
-    state[2] = where
-    state[4] = message
-    return False
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _walk(
-    p: cython.p_uchar,
-    at: cython.Py_ssize_t,
-    end: cython.Py_ssize_t,
-    message: cython.int,
-    depth: cython.int,
-    table: cython.p_uchar,
-    state: cython.p_longlong,
-) -> cython.bint:
-    """One message; recursion is bounded by depth."""
-    tag: cython.ulonglong
-    size: cython.ulonglong
-    start: cython.Py_ssize_t
-    stop: cython.Py_ssize_t
-    kind: cython.int
-    wire: cython.int
-    if message >= 3 and message <= 8:
-        state[3] += 1
-    while at < end:
-        start = at
-        tag = p[at]
-        at += 1
-        if tag > 127:
-            tag = _varint(p, start, end, 5, state)
-            at = state[0]
-            if at < 0:
-                return _fail(state, 1 if end - start < 5 else 2, start, message)
-        wire = tag & 7
-        tag >>= 3
-        if tag == 0 or tag > 536870911:
-            return _fail(state, 2, start, message)
-        kind = table[64 * message + tag] if tag < 32 else 255
-        if wire == 2:
-            if at < end and p[at] < 128:
-                size = p[at]
-                at += 1
-            else:
-                size = _varint(p, at, end, 5, state)
-                at = state[0]
+    def walk(self, at: int, end: int, message: int, depth: int) -> bool:
+        """One message; recursion is bounded by depth."""
+        src, table = self.src, self.table
+        self.records += message >= 3 and message <= 8
+        while at < end:
+            start = at
+            tag = src[at]
+            at += 1
+            if tag > 127:
+                at = self.varint(start, end, 5)
                 if at < 0:
-                    return _fail(state, 1, start, message)
-            if size > cython.cast(cython.ulonglong, end - at):
-                return _fail(state, 3, start, message)
-            stop = at + cython.cast(cython.Py_ssize_t, size)
-            if kind == 50:
-                if depth >= 100:
-                    return _fail(state, 8, start, message)
-                if not _walk(p, at, stop, table[64 * message + 32 + tag], depth + 1, table, state):
-                    return False
-            elif kind == 2:
-                if not _is_utf8(p, at, stop):
-                    return _fail(state, 7, start, message)
-            elif kind == 255 or kind == 10:
-                pass
-            elif kind == 18:
-                if size != 0 and size != 16:
-                    return _fail(state, 9, start, message)
-            elif kind == 26:
-                if size != 0 and size != 8:
-                    return _fail(state, 10, start, message)
-            elif kind == 34:
-                if size & 7:
-                    return _fail(state, 11, start, message)
-            elif kind == 42:
-                while at < stop:
-                    _varint(p, at, stop, 10, state)
-                    at = state[0]
+                    return self.fail(1 if end - start < 5 else 2, start, message)
+                tag = self.number
+            wire = tag & 7
+            tag >>= 3
+            if tag == 0 or tag > 536870911:
+                return self.fail(2, start, message)
+            kind = table[64 * message + tag] if tag < 32 else 255
+            if wire == 2:
+                if at < end and src[at] < 128:
+                    size = src[at]
+                    at += 1
+                else:
+                    at = self.varint(at, end, 5)
                     if at < 0:
-                        return _fail(state, 11, start, message)
-            else:
-                return _fail(state, 6, start, message)
-            at = stop
-        elif wire == 0:
-            if kind != 0 and kind != 255 and kind != 42:
-                return _fail(state, 6, start, message)
-            if at < end and p[at] < 128:
-                at += 1
-            else:
-                _varint(p, at, end, 10, state)
-                at = state[0]
+                        return self.fail(1, start, message)
+                    size = self.number
+                if size > end - at:
+                    return self.fail(3, start, message)
+                stop = at + size
+                if kind == 50:
+                    if depth >= 100:
+                        return self.fail(8, start, message)
+                    if not self.walk(at, stop, table[64 * message + 32 + tag], depth + 1):
+                        return False
+                elif kind == 2:
+                    if not is_utf8(src, at, stop):
+                        return self.fail(7, start, message)
+                elif kind == 18:
+                    if size != 0 and size != 16:
+                        return self.fail(9, start, message)
+                elif kind == 26:
+                    if size != 0 and size != 8:
+                        return self.fail(10, start, message)
+                elif kind == 34:
+                    if size & 7:
+                        return self.fail(11, start, message)
+                elif kind == 42:
+                    while at < stop:
+                        at = self.varint(at, stop, 10)
+                        if at < 0:
+                            return self.fail(11, start, message)
+                elif kind != 255 and kind != 10:
+                    return self.fail(6, start, message)
+                at = stop
+            elif wire == 0:
+                if kind != 0 and kind != 255 and kind != 42:
+                    return self.fail(6, start, message)
+                at = at + 1 if at < end and src[at] < 128 else self.varint(at, end, 10)
                 if at < 0:
-                    return _fail(state, 1, start, message)
-        elif wire == 1 or wire == 5:
-            if kind != wire and kind != 255 and not (wire == 1 and kind == 34):
-                return _fail(state, 6, start, message)
-            at += 8 if wire == 1 else 4
-            if at > end:
-                return _fail(state, 3, start, message)
-        else:
-            return _fail(state, 4 if wire < 5 else 5, start, message)
-    return True
+                    return self.fail(1, start, message)
+            elif wire == 1 or wire == 5:
+                if kind != wire and kind != 255 and not (wire == 1 and kind == 34):
+                    return self.fail(6, start, message)
+                at += 8 if wire == 1 else 4
+                if at > end:
+                    return self.fail(3, start, message)
+            else:
+                return self.fail(4 if wire < 5 else 5, start, message)
+        return True
 
 
 def validate(payload: bytes, signal: int) -> int:
@@ -325,15 +248,12 @@ def validate(payload: bytes, signal: int) -> int:
     """
     if not 0 <= signal <= 2:
         raise ValueError(f"no such signal: {signal}")
-    p: cython.p_uchar = payload
-    flat: bytes = _TABLE
-    table: cython.p_uchar = flat
-    size: cython.Py_ssize_t = len(payload)
-    message: cython.int = signal
-    state: cython.longlong[5] = [0, 0, 0, 0, 0]
-    ok: cython.bint
+    request = _Request(payload)
+    size = cython.declare(cython.Py_ssize_t, len(payload))
+    message = cython.declare(cython.int, signal)
     with cython.nogil:
-        ok = _walk(p, 0, size, message, 0, table, state)
+        ok = request.walk(0, size, message, 0)
     if not ok:
-        raise DecodeError(f"not an {_NAMES[signal]}: {_REASONS[state[1]]}, in {_NAMES[state[4]]} at byte {state[2]} of {size}")
-    return state[3]
+        what = f"{_REASONS[request.reason]}, in {_NAMES[request.message]} at byte {request.where} of {size}"
+        raise DecodeError(f"not an {_NAMES[signal]}: {what}")
+    return request.records

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -60,19 +61,26 @@ def _to_base64(text: Any, name: str) -> str:
     return base64.b64encode(raw).decode()
 
 
+@cache
+def _on_the_way(descriptor: Any) -> dict[str, Any]:
+    """The fields that are bytes, or messages which may hold some, by both spellings of their key."""
+    fields = [field for field in descriptor.fields if field.type == field.TYPE_BYTES or field.message_type is not None]
+    return {key: field for field in fields for key in (field.json_name, field.name)}
+
+
 def _map_bytes(document: Any, descriptor: Any, convert: Callable[[Any, str], str], depth: int) -> None:
     """Converts every bytes field in place; by the schema, because an unknown field may hold a `traceId` of its own."""
     if depth > _MAX_DEPTH:
         raise RecursionError
     if not isinstance(document, dict):
         raise DecodeError(f"not OTLP/JSON: {descriptor.name} must be an object, not {document!r:.80}")
-    for field in descriptor.fields:
-        for key in {field.json_name, field.name}:
-            value = document.get(key)
-            if value is None:
-                continue
-            if field.type == field.TYPE_BYTES:
-                document[key] = convert(value, field.name)
-            elif field.message_type is not None:
-                for item in value if field.is_repeated and isinstance(value, list) else [value]:
-                    _map_bytes(item, field.message_type, convert, depth + 1)
+    fields = _on_the_way(descriptor)
+    for key, value in document.items():
+        field = fields.get(key)
+        if field is None or value is None:
+            continue
+        if field.message_type is None:
+            document[key] = convert(value, field.name)  # a new value for a key that is there: the iteration goes on
+        else:
+            for item in value if field.is_repeated and isinstance(value, list) else [value]:
+                _map_bytes(item, field.message_type, convert, depth + 1)

@@ -517,6 +517,26 @@ async def test_garbage_on_the_port_is_one_line_in_the_log(caplog: pytest.LogCapt
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("piece", [1, 7, 10_000])
+async def test_a_frame_that_is_too_large_ends_the_connection_at_its_head(piece: int) -> None:
+    """Not when all of it is there: that would be 16 MiB of memory for each connection."""
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", SettingsFrame(0).serialize()
+    for length, is_accepted in ((65_536, True), (65_537, False)):
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            sent = preface + settings + PingFrame(0, b"12345678").serialize() + length.to_bytes(3, "big") + b"\xee" + bytes(5)
+            for start in range(0, len(sent), piece):
+                writer.write(sent[start : start + piece])
+                await asyncio.sleep(0)
+            if is_accepted:
+                writer.write(bytes(length) + PingFrame(0, b"abcdefgh").serialize())
+                await asyncio.wait_for(reader.readuntil(b"abcdefgh"), 5)
+            else:
+                goaway = GoAwayFrame(0, error_code=6).serialize()[9 + 4 : 9 + 8]  # FRAME_SIZE_ERROR
+                assert goaway in await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+
+
 @pytest.mark.parametrize("seed", range(40))
 async def test_no_sequence_of_frames_ends_the_server(seed: int, caplog: pytest.LogCaptureFixture) -> None:
     source = random.Random(seed)

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import trustme
 from aiohttp import web
 from support import FakeHost, VirtualClock, context
+from support.proxy import Proxy
 
 from lockgate.components.extensions.bearertokenauth import BearerTokenAuthExtension, BearerTokenAuthSettings
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings
@@ -68,44 +69,6 @@ async def raw_server(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter
     await asyncio.gather(*serving, return_exceptions=True)
 
 
-class Proxy:
-    """A small real proxy: CONNECT tunnels, and plain requests in absolute form; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.credentials: list[str] = []
-
-    def running(self) -> AbstractAsyncContextManager[int]:
-        return raw_server(self._serve)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        line, *headers = head.decode().split("\r\n")
-        self.asked.append(line)
-        self.credentials += [header.partition(": ")[2] for header in headers if header.lower().startswith("proxy-authorization")]
-        method, target, _ = line.split(" ")
-        if method == "CONNECT":
-            host, _, port = target.rpartition(":")
-            upstream = await asyncio.open_connection("127.0.0.1" if host == "backend.test" else host, int(port))
-            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        else:
-            _, _, rest = target.partition("://")
-            authority, _, path = rest.partition("/")
-            upstream = await asyncio.open_connection("127.0.0.1", int(authority.rpartition(":")[2]))
-            upstream[1].write(head.replace(target.encode(), f"/{path}".encode(), 1))
-        await asyncio.gather(self._pipe(reader, upstream[1]), self._pipe(upstream[0], writer))
-
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while piece := await reader.read(65536):
-                writer.write(piece)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.transport.abort()
-
-
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
@@ -130,7 +93,7 @@ async def test_a_body_arrives_however_it_is_compressed(compression: str) -> None
 
 async def test_plain_requests_go_through_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = Proxy()
-    async with echoing() as (port, _), proxy.running() as proxy_port:
+    async with echoing() as (port, _), raw_server(proxy.serve) as proxy_port:
         monkeypatch.setenv("HTTP_PROXY", f"http://user:word@127.0.0.1:{proxy_port}")
         answer = await post(f"http://backend.test:{port}/v1/logs")
     assert answer.status == 200
@@ -140,10 +103,13 @@ async def test_plain_requests_go_through_the_environments_proxy(monkeypatch: pyt
 
 async def test_tls_goes_through_a_tunnel_and_is_verified_behind_it(monkeypatch: pytest.MonkeyPatch, tls: dict[str, str]) -> None:
     proxy = Proxy()
-    async with echoing(tls={"cert_file": tls["both"], "key_file": tls["both"]}) as (port, _), proxy.running() as proxy_port:
+    async with echoing(tls={"cert_file": tls["both"], "key_file": tls["both"]}) as (port, _), raw_server(proxy.serve) as proxy_port:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy_port}")
         assert (await post(f"https://backend.test:{port}/", tls={"ca_file": tls["ca"]})).status == 200
-        with pytest.raises(Retryable):
+        with pytest.raises(Retryable, match=f"behind the proxy 127.0.0.1:{proxy_port} was not accepted: .*set tls.ca_file"):
+            await post(f"https://backend.test:{port}/")
+        monkeypatch.setenv("https_proxy", "ftp://127.0.0.1:1")
+        with pytest.raises(Retryable, match="proxy scheme ftp is not supported"):
             await post(f"https://backend.test:{port}/")
     assert proxy.asked == [f"CONNECT backend.test:{port} HTTP/1.1"] * 2
 
@@ -158,7 +124,7 @@ async def test_no_proxy_and_loopback_go_directly(monkeypatch: pytest.MonkeyPatch
 
 async def test_proxy_url_is_for_every_request() -> None:
     proxy = Proxy()
-    async with echoing() as (port, _), proxy.running() as proxy_port:
+    async with echoing() as (port, _), raw_server(proxy.serve) as proxy_port:
         assert (await post(f"http://localhost:{port}/", proxy_url=f"http://127.0.0.1:{proxy_port}")).status == 200
     assert len(proxy.asked) == 1
 

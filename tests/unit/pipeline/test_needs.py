@@ -1,10 +1,14 @@
 """Needs are collected from wherever settings nest."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from lockgate.kit.settings import Settings
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
-from lockgate.pipeline.needs import ComponentSettings, Connect, Listen, Need
+from lockgate.pipeline.needs import ComponentSettings, Connect, Listen, Need, Read, name_resolution
 
 
 class Server(ComponentSettings):
@@ -44,3 +48,49 @@ def test_refusals_are_one_family_and_keep_their_reason() -> None:
     assert isinstance(refusal, Refusal) and isinstance(Permanent("no"), Refusal) and not isinstance(Permanent("no"), Retryable)
     assert (str(refusal), refusal.after, Retryable("x").after) == ("later", 2.5, None)
     assert issubclass(ComponentSettings, Settings)
+
+
+def dns(*needs: Need, resolv_conf: str) -> tuple[set[str], list[tuple[str, Literal["tcp", "udp"]]]]:
+    """(files but for resolv.conf, (name server, protocol))."""
+    found = list(name_resolution(needs, resolv_conf))
+    assert all(need.port == 53 for need in found if isinstance(need, Connect))
+    servers = [(need.host, need.protocol) for need in found if isinstance(need, Connect)]
+    return {need.path for need in found if isinstance(need, Read)} - {resolv_conf}, servers
+
+
+@pytest.fixture
+def resolv_conf(tmp_path: Path) -> str:
+    path = tmp_path / "resolv.conf"
+    path.write_text("# made by hand\nsearch shop.svc\nnameserver 10.0.0.10\nnameserver fd00::10\noptions ndots:5\n")
+    return str(path)
+
+
+def test_names_are_resolved_once_by_the_name_servers_of_the_machine(resolv_conf: str) -> None:
+    needs: list[Need] = [
+        Connect("backend", 443, "sends"),
+        Connect("Backend.", 80, "sends"),
+        Connect("kube", 443, "asks"),
+        Listen("", 1, "serves"),
+    ]
+    files, servers = dns(*needs, resolv_conf=resolv_conf)
+    assert "/etc/hosts" in files
+    assert servers == [("10.0.0.10", "udp"), ("10.0.0.10", "tcp"), ("fd00::10", "udp"), ("fd00::10", "tcp")]
+    reasons = {need.reason for need in name_resolution(needs, resolv_conf) if isinstance(need, Connect)}
+    assert reasons == {"DNS, to resolve backend, kube"}
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "::1", "[fd00::1]", ""])
+def test_addresses_need_no_name_resolution(host: str, resolv_conf: str) -> None:
+    assert list(name_resolution([Connect(host, 443, "sends"), Listen(host, 1, "serves")], resolv_conf)) == []
+
+
+@pytest.mark.parametrize("need", [Connect("localhost", 1, "sends"), Listen("localhost", 1, "serves"), Connect("a.localhost", 1, "sends")])
+def test_localhost_is_read_from_files_and_asks_no_server(need: Need, resolv_conf: str) -> None:
+    files, servers = dns(need, resolv_conf=resolv_conf)
+    assert "/etc/hosts" in files
+    assert servers == []
+
+
+def test_without_a_name_server_it_is_the_one_on_this_machine(tmp_path: Path) -> None:
+    _, servers = dns(Connect("backend", 1, "sends"), resolv_conf=str(tmp_path / "none"))
+    assert servers == [("127.0.0.1", "udp"), ("127.0.0.1", "tcp")]

@@ -394,6 +394,8 @@ every_format = st.sampled_from([cri.AUTO, cri.AUTO, cri.AUTO, cri.DOCKER, cri.CR
 @given(chunks, st.sampled_from([1, 2, 5, 10**6]), st.sampled_from([1, 2, 3, 7, 20, 10**6, 2**62]), every_format, every_flag)
 @example(b"2024-01-01T00:00:00Z stdout F", 1, 1, cri.AUTO, cri.FLUSH_LINE)
 @example(b"", 1, 1, cri.AUTO, 0)
+@example(b'{"log":"","stream":"stdout","time":"1997-09-07T23:33:19Z","attrs":' + b"[" * 31 + b"]" * 31 + b"}\n", 1, 9, cri.AUTO, 1)
+@example(b'{"log":"","stream":"stdout","time":"1997-09-07T23:33:19Z","attrs":' + b"[" * 32 + b"]" * 32 + b"}\n", 1, 9, cri.AUTO, 1)
 def test_twin_uncompiled_and_installed_agree(
     cri_forms: list[ModuleType], chunk: bytes, most: int, limit: int, line_format: int, flags: int
 ) -> None:

@@ -1,0 +1,74 @@
+# What memory.py says, for the compiled kernels: inlined into each.
+
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
+from libc.string cimport memchr, memcmp, memcpy, strlen
+
+ctypedef const unsigned char* Bytes
+
+
+cdef inline bytearray new_buffer(Py_ssize_t size):
+    return PyByteArray_FromStringAndSize(NULL, size)  # not zeroed, as bytearray(size) would be: that costs a third of the kernel
+
+
+cdef inline Py_ssize_t copy(unsigned char* out, Py_ssize_t o, Bytes src, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
+    memcpy(out + o, src + start, size)
+    return o + size
+
+
+cdef inline Py_ssize_t put(unsigned char* out, Py_ssize_t o, const char* word) noexcept nogil:
+    return copy(out, o, <Bytes>word, 0, strlen(word))
+
+
+cdef inline Py_ssize_t find(Bytes src, Py_ssize_t start, Py_ssize_t end, int byte) noexcept nogil:
+    cdef Bytes at = <Bytes>memchr(src + start, byte, end - start)
+    return -1 if at == NULL else at - src
+
+
+cdef inline Py_ssize_t count(Bytes src, Py_ssize_t size, int byte) noexcept nogil:
+    cdef Py_ssize_t found = 0, i
+    for i in range(size):  # the compiler makes vectors of it, where bytes.count costs a fifth of the kernel
+        found += src[i] == byte
+    return found
+
+
+cdef inline bint same(Bytes src, Py_ssize_t a, Py_ssize_t b, Py_ssize_t size) noexcept nogil:
+    return memcmp(src + a, src + b, size) == 0
+
+
+cdef inline bint starts(Bytes src, Py_ssize_t p, Py_ssize_t end, const char* word) noexcept nogil:
+    cdef Py_ssize_t size = strlen(word)  # a constant, where this is inlined
+    return end - p >= size and memcmp(src + p, word, size) == 0
+
+
+cdef inline bint is_utf8(Bytes src, Py_ssize_t p, Py_ssize_t end) noexcept nogil:
+    cdef unsigned long long word
+    cdef unsigned char a, b
+    while p < end:
+        if end - p >= 8:
+            memcpy(&word, src + p, 8)
+            if not word & 0x8080808080808080ULL:
+                p += 8
+                continue
+        a = src[p]
+        if a < 0x80:
+            p += 1
+            continue
+        if a < 0xC2 or a > 0xF4 or end - p < 2:
+            return False
+        b = src[p + 1]
+        if b & 0xC0 != 0x80:
+            return False
+        if a < 0xE0:
+            p += 2
+            continue
+        if end - p < 3 or src[p + 2] & 0xC0 != 0x80:
+            return False
+        if a < 0xF0:
+            if (a == 0xE0 and b < 0xA0) or (a == 0xED and b > 0x9F):
+                return False
+            p += 3
+            continue
+        if end - p < 4 or src[p + 3] & 0xC0 != 0x80 or (a == 0xF0 and b < 0x90) or (a == 0xF4 and b > 0x8F):
+            return False
+        p += 4
+    return True

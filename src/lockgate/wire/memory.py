@@ -1,0 +1,53 @@
+"""What C does better than Python, in the uncompiled kernels' form; memory.pxd holds the same functions for the compiled ones.
+
+Positions are from the start of the buffer. Nothing is checked in the compiled form: a kernel stays inside its buffers by itself.
+"""
+
+from __future__ import annotations
+
+Buffer = bytes | bytearray
+
+
+def new_buffer(size: int) -> bytearray:
+    """A buffer of this size, of any content. Raises MemoryError."""
+    return bytearray(size)
+
+
+def copy(out: bytearray, o: int, src: Buffer, start: int, size: int) -> int:
+    """Copies src[start : start + size] to out[o:]; the position behind it."""
+    out[o : o + size] = src[start : start + size]
+    return o + size
+
+
+def put(out: bytearray, o: int, word: bytes) -> int:
+    """Writes the word, which has no zero byte, to out[o:]; the position behind it."""
+    return copy(out, o, word, 0, len(word))
+
+
+def find(src: Buffer, start: int, end: int, byte: int) -> int:
+    """Where the byte is first in src[start:end], or -1."""
+    return src.find(byte, start, end)
+
+
+def count(src: Buffer, size: int, byte: int) -> int:
+    """How often the byte is in src[:size]."""
+    return src.count(byte, 0, size)
+
+
+def same(src: Buffer, a: int, b: int, size: int) -> bool:
+    """Whether the bytes at a are those at b."""
+    return src[a : a + size] == src[b : b + size]
+
+
+def starts(src: Buffer, p: int, end: int, word: bytes) -> bool:
+    """Whether src[p:end] starts with the word, which has no zero byte."""
+    return src.startswith(word, p, end)
+
+
+def is_utf8(src: Buffer, p: int, end: int) -> bool:
+    """Whether src[p:end] is UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing above U+10FFFF."""
+    try:
+        src[p:end].decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""Fuzzes the compiled kernels against their uncompiled forms: `make soak` does it with sanitized builds.
+
+`python tests/soak/kernels.py DIRECTORY SECONDS [SEED]`; DIRECTORY is where `setup.py build_ext --build-lib` put the kernels. Ends with an
+AssertionError (or the sanitizer's abort) on the first difference; the seed is printed, and gives the same inputs again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lockgate.wire
+from lockgate.wire.protobuf import DecodeError, delimited, key_values
+
+TIMES = [b"2024-04-13T07:59:37.505201169Z", b"2024-04-13T07:59:37Z", b"1969-12-31T20:00:00-23:59", b"2262-04-11T23:47:16.854775807Z", b""]
+PIECES = [
+    b" stdout ",
+    b" stderr ",
+    b"F",
+    b"P",
+    b"F:x",
+    b" ",
+    b"\n",
+    b"\r\n",
+    b"h\xc3\xa9llo",
+    b"\xe2\x82",
+    b"\xff",
+    b"x" * 40,
+    b"{",
+    b"}",
+    b",",
+]
+PIECES += [
+    b'"log"',
+    b'"stream"',
+    b'"time"',
+    b":",
+    b'"stdout"',
+    b'"a\\n"',
+    b"\\u000a",
+    b"\\ud83d\\ude00",
+    b'"attrs"',
+    b"[" * 31,
+    b"]" * 31,
+    b"-1.5e9",
+]
+LINE = b'%s stdout P part\n%s stderr F whole\n{"log":"a\\u00e9\\n","stream":"stdout","time":"%s"}\n'
+PAIR = key_values(6, [("k", "v"), ("n", 7), ("f", 0.5), ("b", b"\xff"), ("t", True)])
+RECORD = b"\x09" + bytes(8) + delimited(5, b"\x0a\x01x") + PAIR + delimited(9, b"t" * 16) + delimited(10, b"s" * 8)
+REQUEST = delimited(1, delimited(1, key_values(1, [("service.name", "x")])) + delimited(2, delimited(2, RECORD) * 3))
+
+
+def kernel(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mutated(chance: random.Random, data: bytes) -> bytes:
+    for _ in range(chance.choice([0, 1, 1, 2, 5])):
+        at, size = chance.randint(0, len(data)), chance.choice([0, 0, 1, 2, 20])
+        data = data[:at] + chance.choice([chance.randbytes(chance.randint(0, 3)), *PIECES]) + data[at + size :]
+    return data
+
+
+def chunk(chance: random.Random) -> bytes:
+    lines = b"".join(LINE % (chance.choice(TIMES), chance.choice(TIMES), chance.choice(TIMES)) for _ in range(chance.randint(0, 3)))
+    return mutated(chance, lines if chance.random() < 0.7 else b"".join(chance.choices(PIECES + TIMES, k=chance.randint(0, 20))))
+
+
+def outcome(work: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except (DecodeError, ValueError) as error:
+        return str(error)
+
+
+def main() -> None:
+    directory, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
+    print("seed", seed, flush=True)
+    source = Path(lockgate.wire.__file__).parent
+    cri, otlp = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in ("cri", "otlp")]
+    plain_cri, plain_otlp = [kernel(f"plain_{name}", source / f"{name}.py") for name in ("cri", "otlp")]
+    assert cri.compiled and otlp.compiled and not plain_cri.compiled and not plain_otlp.compiled
+    chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        data, resource, most = chunk(chance), chance.randbytes(chance.choice([0, 1, 200])), chance.choice([1, 2, 1000])
+        limit, line_format, flags = chance.choice([1, 2, 5, 30, 2**62]), chance.randint(0, 3), chance.randint(0, 15)
+        spans = array("q", sorted(chance.randint(0, len(data)) for _ in range(2 * chance.randint(0, 4))))
+        lines = (data, resource, (PAIR, b"", b"other"), chance.choice([0, 1, 2**64 - 1]), most, limit, line_format, flags)
+        assert outcome(cri.parse, *lines) == outcome(plain_cri.parse, *lines), lines
+        parts = (data, spans, resource, PAIR, 1, most, limit, flags)
+        assert outcome(cri.parse_spans, *parts) == outcome(plain_cri.parse_spans, *parts), parts
+        request = (mutated(chance, REQUEST), chance.randint(0, 2))
+        assert outcome(otlp.validate, *request) == outcome(plain_otlp.validate, *request), request
+        runs += 1
+    print(runs, "rounds, no difference")
+
+
+if __name__ == "__main__":
+    main()
