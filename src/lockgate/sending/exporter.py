@@ -191,7 +191,8 @@ class QueuedExporter(Exporter[S]):
         started = clock.monotonic()
         while True:
             if self._gave_up is not None:
-                raise self._gave_up
+                # A new one each time: raised again and again, one instance would gather the traceback of every batch.
+                raise Retryable(str(self._gave_up), self._gave_up.after)
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:
