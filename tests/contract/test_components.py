@@ -37,6 +37,7 @@ MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.PROCESSOR, "memory_limiter"): lambda tmp: {"limit_mib": 1 << 20},
     (Kind.PROCESSOR, "resource"): lambda tmp: {"attributes": [{"action": "insert", "key": "a", "value": 1}]},
     (Kind.PROCESSOR, "source"): lambda tmp: {},
+    (Kind.PROCESSOR, "sumologic"): lambda tmp: {},
     (Kind.CONNECTOR, "forward"): lambda tmp: {},
     (Kind.EXPORTER, "debug"): lambda tmp: {},
     (Kind.EXPORTER, "otlp"): lambda tmp: {"endpoint": "127.0.0.1:1", "tls": {"insecure": True}},

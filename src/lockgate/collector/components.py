@@ -28,6 +28,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "memory_limiter": "memory_limiter:MemoryLimiterProcessor",
         "resource": "resource:ResourceProcessor",
         "source": "source:SourceProcessor",
+        "sumologic": "sumologic:SumologicProcessor",
     },
     Kind.CONNECTOR: {
         "forward": "forward:ForwardConnector",
@@ -53,7 +54,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 
 UPSTREAM_SPELLINGS: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {"file_log": "filelog"},
-    Kind.PROCESSOR: {"k8s_attributes": "k8sattributes"},
+    Kind.PROCESSOR: {"k8s_attributes": "k8sattributes", "sumologic_schema": "sumologic"},
     Kind.EXPORTER: {"otlp_http": "otlphttp", "otlp_grpc": "otlp"},
 }
 """Other names under which the collector's newer versions know a component."""
