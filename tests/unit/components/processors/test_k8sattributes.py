@@ -13,9 +13,9 @@ from support.kubernetes import Faults, Object, apply, pod, put, sample
 
 from lockgate.batch import Batch, Signal
 from lockgate.components.processors.k8sattributes import K8sAttributesProcessor
-from lockgate.components.processors.k8sattributes import processor as module
 from lockgate.components.processors.k8sattributes.extraction import canonical_image, parse_image
 from lockgate.components.processors.k8sattributes.settings import K8sAttributesSettings
+from lockgate.kube import association
 from lockgate.kube.access import Access
 from lockgate.kube.resources import NAMESPACES, PODS, REPLICA_SETS
 from lockgate.pipeline.needs import Connect, Kubernetes
@@ -481,20 +481,26 @@ async def test_an_edit_is_not_repeated_and_the_peer_is_part_of_it() -> None:
         cluster(store)
         async with running(access, {"extract": {"metadata": ["k8s.pod.name"]}}) as (processor, _):
             edited: list[str] = []
-            original = processor._edited
-            processor._edited = lambda raw, peer, trail: (edited.append(peer), original(raw, peer, trail))[1]  # type: ignore[method-assign, func-returns-value]
+            original = processor._edits._edit
+
+            def edit(raw: bytes, peer: str, ask: association.Ask) -> bytes:
+                edited.append(peer)
+                return original(raw, peer, ask)
+
+            processor._edits._edit = edit
             for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
                 processor.process(resource({}, peer))
     assert edited == ["10.0.0.1", "10.0.0.2"]
 
 
 async def test_kept_edits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_EDIT_BYTES", 5_000)
+    monkeypatch.setattr(association, "MAX_BYTES", 5_000)
     async with sample() as (_, access), running(access, only()) as (processor, _):
         for number in range(100):
             processor.process(resource({"k8s.pod.uid": f"u-{number}"}))
-        assert 0 < len(processor._edits) < 10
-        assert processor._edit_bytes == sum(edit.size for edit in processor._edits.values()) <= 5_000
+        kept = processor._edits
+        assert 0 < len(kept._edits) < 10
+        assert kept._bytes == sum(edit.size for edit in kept._edits.values()) <= 5_000
 
 
 async def test_resources_of_one_batch_keep_their_records_and_order() -> None:
