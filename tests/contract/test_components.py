@@ -33,6 +33,7 @@ MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.PROCESSOR, "batch"): lambda tmp: {},
     (Kind.PROCESSOR, "filter"): lambda tmp: {"logs": {"exclude": {"match_type": "strict", "bodies": ["other"]}}},
     (Kind.PROCESSOR, "groupbyattrs"): lambda tmp: {},
+    (Kind.PROCESSOR, "k8s_tagger"): lambda tmp: {"passthrough": True},
     (Kind.PROCESSOR, "k8sattributes"): lambda tmp: {"passthrough": True},
     (Kind.PROCESSOR, "memory_limiter"): lambda tmp: {"limit_mib": 1 << 20},
     (Kind.PROCESSOR, "resource"): lambda tmp: {"attributes": [{"action": "insert", "key": "a", "value": 1}]},

@@ -24,6 +24,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "batch": "batch:BatchProcessor",
         "filter": "filter:FilterProcessor",
         "groupbyattrs": "groupbyattrs:GroupByAttrsProcessor",
+        "k8s_tagger": "k8s_tagger:K8sTaggerProcessor",
         "k8sattributes": "k8sattributes:K8sAttributesProcessor",
         "memory_limiter": "memory_limiter:MemoryLimiterProcessor",
         "resource": "resource:ResourceProcessor",

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import ValidationError
 from support import FakeHost, Sink, VirtualClock, batch, context, resource_attributes
-from support.kubernetes import Faults, Object, apply, pod, put, sample
+from support.kubernetes import Faults, Object, apply, meta, pod, put, sample
 
 from lockgate.batch import Batch, Signal
 from lockgate.components.processors.k8sattributes import K8sAttributesProcessor
@@ -24,15 +24,6 @@ from lockgate.sample.kubernetes_store import ObjectStore
 UID = {"sources": [{"from": "resource_attribute", "name": "k8s.pod.uid"}]}
 NAME = {"sources": [{"from": "resource_attribute", "name": "k8s.namespace.name"}, {"from": "resource_attribute", "name": "k8s.pod.name"}]}
 CONNECTION = {"sources": [{"from": "connection"}]}
-
-
-def meta(api: str, kind: str, name: str, uid: str, namespace: str = "", owner: tuple[str, str, str] | None = None, **more: Any) -> Object:
-    item: Object = {"apiVersion": api, "kind": kind, "metadata": {"name": name, "uid": uid} | more}
-    if namespace:
-        item["metadata"]["namespace"] = namespace
-    if owner:
-        item["metadata"]["ownerReferences"] = [{"kind": owner[0], "name": owner[1], "uid": owner[2], "controller": True, "apiVersion": "x"}]
-    return item
 
 
 def cluster(store: ObjectStore) -> None:
