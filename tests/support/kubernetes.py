@@ -46,6 +46,16 @@ def pod(
     }
 
 
+def meta(api: str, kind: str, name: str, uid: str, namespace: str = "", owner: tuple[str, str, str] | None = None, **more: Any) -> Object:
+    """An object of any other kind, without spec; `owner` is (kind, name, uid), `more` is metadata."""
+    item: Object = {"apiVersion": api, "kind": kind, "metadata": {"name": name, "uid": uid} | more}
+    if namespace:
+        item["metadata"]["namespace"] = namespace
+    if owner:
+        item["metadata"]["ownerReferences"] = [{"kind": owner[0], "name": owner[1], "uid": owner[2], "controller": True, "apiVersion": "x"}]
+    return item
+
+
 def put(store: ObjectStore, resource: Any, item: Object) -> Object:
     """Creates an object together with its status, which the API takes in two steps."""
     made = store.create(resource, item)

@@ -24,10 +24,12 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "batch": "batch:BatchProcessor",
         "filter": "filter:FilterProcessor",
         "groupbyattrs": "groupbyattrs:GroupByAttrsProcessor",
+        "k8s_tagger": "k8s_tagger:K8sTaggerProcessor",
         "k8sattributes": "k8sattributes:K8sAttributesProcessor",
         "memory_limiter": "memory_limiter:MemoryLimiterProcessor",
         "resource": "resource:ResourceProcessor",
         "source": "source:SourceProcessor",
+        "sumologic": "sumologic:SumologicProcessor",
     },
     Kind.CONNECTOR: {
         "forward": "forward:ForwardConnector",
@@ -53,7 +55,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 
 UPSTREAM_SPELLINGS: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {"file_log": "filelog"},
-    Kind.PROCESSOR: {"k8s_attributes": "k8sattributes"},
+    Kind.PROCESSOR: {"k8s_attributes": "k8sattributes", "sumologic_schema": "sumologic"},
     Kind.EXPORTER: {"otlp_http": "otlphttp", "otlp_grpc": "otlp"},
 }
 """Other names under which the collector's newer versions know a component."""

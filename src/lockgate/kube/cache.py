@@ -27,6 +27,8 @@ GRACE_SECONDS = 120.0
 MAX_DELETED = 20_000
 """Deleted pods kept at most; a cluster that deletes more in the grace period loses the oldest first."""
 TERMINATED = ("Succeeded", "Failed")
+SERVICE_LABEL = "kubernetes.io/service-name"
+"""Of an EndpointSlice: the service that it is of."""
 IGNORE_ANNOTATION = "opentelemetry.io/k8s-processor/ignore"
 
 
@@ -48,6 +50,8 @@ class Container(msgspec.Struct, frozen=True, gc=False):
     """Without the runtime's prefix (`containerd://`); "" before the first run."""
     image_id: str = ""
     restart_count: int = 0
+    runtime: str = ""
+    """What stands before the id in the API: `containerd://`."""
 
 
 class Pod(msgspec.Struct, frozen=True, gc=False):
@@ -144,8 +148,25 @@ class WireMeta(msgspec.Struct, gc=False):
     metadata: _WireMeta
 
 
+class _WireReference(msgspec.Struct, gc=False):
+    kind: str = ""
+    name: str = ""
+    namespace: str = ""
+
+
+class _WireEndpoint(msgspec.Struct, gc=False):
+    targetRef: _WireReference | None = None
+
+
+class WireEndpointSlice(msgspec.Struct, gc=False):
+    """An EndpointSlice (discovery.k8s.io/v1) as the API sends it."""
+
+    metadata: _WireMeta
+    endpoints: list[_WireEndpoint] | None = None
+
+
 K = TypeVar("K", bound=Hashable)
-W = TypeVar("W", WirePod, WireMeta)
+W = TypeVar("W", WirePod, WireMeta, WireEndpointSlice)
 
 
 class PodIndex(Generic[K]):
@@ -454,6 +475,60 @@ class MetaCache(Cache[WireMeta]):
         return self._by_uid
 
 
+class ServiceCache(Cache[WireEndpointSlice]):
+    """The services of pods, from a query's EndpointSlices."""
+
+    def __init__(self, client: Client, query: Query) -> None:
+        super().__init__(client, query, WireEndpointSlice)
+        self._slices: dict[str, tuple[str, frozenset[tuple[str, str]]]] = {}
+        """By UID: the service, and (namespace, name) of its pods."""
+        self._claims: dict[tuple[str, str], list[str]] = {}
+        """A pod's services, once for each slice."""
+        self._names: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def of_pod(self, pod: tuple[str, str]) -> tuple[str, ...] | None:
+        """The names of the services of the pod (namespace, name), sorted; None where it has none."""
+        return self._names.get(pod)
+
+    def _keep(self, item: WireEndpointSlice) -> bool:
+        namespace, service = item.metadata.namespace, (item.metadata.labels or {}).get(SERVICE_LABEL, "")
+        references = [endpoint.targetRef for endpoint in item.endpoints or () if endpoint.targetRef]
+        # Whoever may write EndpointSlices in one namespace has no say about the pods of another.
+        pods = frozenset(
+            (namespace, each.name) for each in references if service and each.kind == "Pod" and each.namespace in ("", namespace)
+        )
+        uid = item.metadata.uid
+        known = uid in self._slices
+        self._replace(uid, (service, pods))
+        return known
+
+    def _forget(self, uid: str) -> bool:
+        known = uid in self._slices
+        self._replace(uid, None)
+        return known
+
+    def _replace(self, uid: str, new: tuple[str, frozenset[tuple[str, str]]] | None) -> None:
+        before, after = self._slices.pop(uid, ("", frozenset[tuple[str, str]]())), new or ("", frozenset())
+        if new is not None:
+            self._slices[uid] = new
+        if before == after:
+            return
+        for pod in before[1]:
+            self._claims[pod].remove(before[0])
+        for pod in after[1]:
+            self._claims.setdefault(pod, []).append(after[0])
+        for pod in before[1] | after[1]:
+            names = tuple(sorted(set(self._claims[pod])))
+            if not names:
+                del self._claims[pod]
+                self._names.pop(pod, None)
+            elif names != self._names.get(pod):
+                self._names[pod] = names
+
+    def _uids(self) -> Iterable[str]:
+        return self._slices
+
+
 def cache_key(client: Client, query: Query, **kept: bool) -> tuple[Hashable, ...]:
     """The key under which a cache is shared (`Host.shared`): equal access, query and kept parts, one cache."""
     return ("kubernetes cache", client.access, query, *sorted(kept.items()))
@@ -467,13 +542,8 @@ def _container(spec: _WireContainer, state: _WireContainerStatus | None) -> Cont
     image = sys.intern(spec.image)
     if state is None:
         return Container(sys.intern(spec.name), image)
-    return Container(
-        sys.intern(spec.name),
-        image,
-        state.containerID.partition("://")[2] or state.containerID,
-        sys.intern(state.imageID),
-        state.restartCount,
-    )
+    runtime, separator, id = state.containerID.rpartition("://")
+    return Container(sys.intern(spec.name), image, id, sys.intern(state.imageID), state.restartCount, sys.intern(runtime + separator))
 
 
 _EMPTY: dict[str, str] = {}

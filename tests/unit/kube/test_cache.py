@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from support import VirtualClock, context
@@ -13,9 +14,9 @@ from support.kubernetes import Faults, Object, pod, put, sample
 
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.access import Access
-from lockgate.kube.cache import GRACE_SECONDS, MetaCache, PodCache
+from lockgate.kube.cache import GRACE_SECONDS, MetaCache, PodCache, ServiceCache, WireEndpointSlice
 from lockgate.kube.client import Client, Query
-from lockgate.kube.resources import NAMESPACES, PODS
+from lockgate.kube.resources import ENDPOINT_SLICES, NAMESPACES, PODS
 from lockgate.pipeline.contract import Status
 from lockgate.sample.kubernetes_store import ObjectStore, Selection
 
@@ -299,3 +300,51 @@ async def test_the_graves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             store.delete(PODS, "default", f"job-{number}", 0)
         await until(lambda: not live(cache))
         assert len(cache) == 3
+
+
+def endpoint_slice(number: int, namespace: str, service: str, pods: list[str]) -> WireEndpointSlice:
+    item = {
+        "metadata": {"name": f"s{number}", "uid": f"u{number}", "namespace": namespace, "labels": {"kubernetes.io/service-name": service}},
+        "endpoints": [{"targetRef": {"kind": "Pod", "name": name, "namespace": namespace}} for name in pods] or None,
+    }
+    return msgspec.convert(item, WireEndpointSlice)
+
+
+async def test_a_pod_has_the_services_whose_slices_name_it_whatever_came_and_went() -> None:
+    rng, names = random.Random(7), ["web-0", "web-1", "db-0"]
+    async with sample() as (_, access), Client(access, context(clock=Fast())) as client:
+        cache = ServiceCache(client, Query(ENDPOINT_SLICES))
+        exist: dict[int, WireEndpointSlice] = {}
+        for _ in range(2_000):
+            number = rng.randrange(8)
+            before = {pod: cache.of_pod(("a", pod)) for pod in names}
+            if rng.random() < 0.3:
+                cache.remove(exist.pop(number, endpoint_slice(number, "a", "x", [])))
+            else:
+                exist[number] = endpoint_slice(number, rng.choice("ab"), rng.choice(["s", "t", ""]), rng.choices(names, k=rng.randrange(3)))
+                cache.put(exist[number])
+            for namespace in "ab":
+                for pod in names:
+                    services = {
+                        (each.metadata.labels or {})["kubernetes.io/service-name"]
+                        for each in exist.values()
+                        if each.metadata.namespace == namespace
+                        and any(endpoint.targetRef and endpoint.targetRef.name == pod for endpoint in each.endpoints or ())
+                    } - {""}
+                    assert cache.of_pod((namespace, pod)) == (tuple(sorted(services)) or None)
+            # What has not changed is the very same object: results that hang on it still hold.
+            for pod, had in before.items():
+                if cache.of_pod(("a", pod)) == had:
+                    assert cache.of_pod(("a", pod)) is had
+        for item in exist.values():
+            cache.remove(item)
+        assert not cache._claims and not cache._names and not cache._slices
+
+
+async def test_an_endpoint_slice_says_nothing_about_pods_of_another_namespace() -> None:
+    async with sample() as (_, access), Client(access, context(clock=Fast())) as client:
+        cache = ServiceCache(client, Query(ENDPOINT_SLICES))
+        theft = endpoint_slice(1, "shop", "stolen", ["db-0"])
+        theft.metadata.namespace = "other"
+        cache.put(theft)
+        assert cache.of_pod(("shop", "db-0")) is cache.of_pod(("other", "db-0")) is None

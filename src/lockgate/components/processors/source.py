@@ -17,6 +17,7 @@ import msgspec
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from lockgate.attributes.cache import EditCache
+from lockgate.attributes.formats import go_format
 from lockgate.attributes.records import groups
 from lockgate.attributes.values import put
 from lockgate.kit import regex
@@ -25,8 +26,6 @@ from lockgate.kit.settings import Settings
 from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
 
 _PLACEHOLDER = re.compile(r"%\{([\w./]+)\}", re.ASCII)
-
-_DIRECTIVE = re.compile(r"%([-+# 0]{0,8})(\d{0,4})(?:\.(\d{0,4}))?(.?)", re.DOTALL | re.ASCII)
 
 _SAFE_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 
@@ -228,33 +227,6 @@ def _may_hold_docker(payload: bytes) -> bool:
         if payload[at + 1 : at + 2] in b'" \t\r\n':
             break
     return b'"stream"' in payload and b'"time"' in payload and b'"log"' in payload
-
-
-def go_format(template: str, arguments: list[str]) -> str:
-    """Go's fmt.Sprintf for string arguments, with the noise that it makes of stray directives: `100%` becomes `100%!(NOVERB)`.
-
-    The original formats this way, so names that people already search for carry the noise. Not imitated: `*`, `[n]` and `%q`.
-    """
-    left = iter(arguments)
-
-    def directive(match: re.Match[str]) -> str:
-        flags, width, precision, verb = match.groups()
-        if not verb:
-            return "%!(NOVERB)"
-        if verb == "%":
-            return "%"
-        value = next(left, None)
-        if value is None:
-            return f"%!{verb}(MISSING)"
-        if verb not in "sv":
-            return f"%!{verb}(string={value})"
-        if precision is not None:
-            value = value[: int(precision or 0)]
-        return value.ljust(int(width or 0)) if "-" in flags else value.rjust(int(width or 0))
-
-    result = _DIRECTIVE.sub(directive, template)
-    extra = ", ".join(f"string={value}" for value in left)
-    return f"{result}%!(EXTRA {extra})" if extra else result
 
 
 def _lookup(attributes: dict[str, Any], key: str) -> str:

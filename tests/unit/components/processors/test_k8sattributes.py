@@ -9,13 +9,13 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import ValidationError
 from support import FakeHost, Sink, VirtualClock, batch, context, resource_attributes
-from support.kubernetes import Faults, Object, apply, pod, put, sample
+from support.kubernetes import Faults, Object, apply, meta, pod, put, sample
 
 from lockgate.batch import Batch, Signal
 from lockgate.components.processors.k8sattributes import K8sAttributesProcessor
-from lockgate.components.processors.k8sattributes import processor as module
 from lockgate.components.processors.k8sattributes.extraction import canonical_image, parse_image
 from lockgate.components.processors.k8sattributes.settings import K8sAttributesSettings
+from lockgate.kube import association
 from lockgate.kube.access import Access
 from lockgate.kube.resources import NAMESPACES, PODS, REPLICA_SETS
 from lockgate.pipeline.needs import Connect, Kubernetes
@@ -24,15 +24,6 @@ from lockgate.sample.kubernetes_store import ObjectStore
 UID = {"sources": [{"from": "resource_attribute", "name": "k8s.pod.uid"}]}
 NAME = {"sources": [{"from": "resource_attribute", "name": "k8s.namespace.name"}, {"from": "resource_attribute", "name": "k8s.pod.name"}]}
 CONNECTION = {"sources": [{"from": "connection"}]}
-
-
-def meta(api: str, kind: str, name: str, uid: str, namespace: str = "", owner: tuple[str, str, str] | None = None, **more: Any) -> Object:
-    item: Object = {"apiVersion": api, "kind": kind, "metadata": {"name": name, "uid": uid} | more}
-    if namespace:
-        item["metadata"]["namespace"] = namespace
-    if owner:
-        item["metadata"]["ownerReferences"] = [{"kind": owner[0], "name": owner[1], "uid": owner[2], "controller": True, "apiVersion": "x"}]
-    return item
 
 
 def cluster(store: ObjectStore) -> None:
@@ -481,20 +472,26 @@ async def test_an_edit_is_not_repeated_and_the_peer_is_part_of_it() -> None:
         cluster(store)
         async with running(access, {"extract": {"metadata": ["k8s.pod.name"]}}) as (processor, _):
             edited: list[str] = []
-            original = processor._edited
-            processor._edited = lambda raw, peer, trail: (edited.append(peer), original(raw, peer, trail))[1]  # type: ignore[method-assign, func-returns-value]
+            original = processor._edits._edit
+
+            def edit(raw: bytes, peer: str, ask: association.Ask) -> bytes:
+                edited.append(peer)
+                return original(raw, peer, ask)
+
+            processor._edits._edit = edit
             for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
                 processor.process(resource({}, peer))
     assert edited == ["10.0.0.1", "10.0.0.2"]
 
 
 async def test_kept_edits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_EDIT_BYTES", 5_000)
+    monkeypatch.setattr(association, "MAX_BYTES", 5_000)
     async with sample() as (_, access), running(access, only()) as (processor, _):
         for number in range(100):
             processor.process(resource({"k8s.pod.uid": f"u-{number}"}))
-        assert 0 < len(processor._edits) < 10
-        assert processor._edit_bytes == sum(edit.size for edit in processor._edits.values()) <= 5_000
+        kept = processor._edits
+        assert 0 < len(kept._edits) < 10
+        assert kept._bytes == sum(edit.size for edit in kept._edits.values()) <= 5_000
 
 
 async def test_resources_of_one_batch_keep_their_records_and_order() -> None:

@@ -8,9 +8,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from support import batch, context, resource_attributes
 
+from lockgate.attributes.formats import go_format
 from lockgate.attributes.values import encode
 from lockgate.batch import Batch, Signal
-from lockgate.components.processors.source import SourceProcessor, SourceSettings, go_format, unpack_docker
+from lockgate.components.processors.source import SourceProcessor, SourceSettings, unpack_docker
 
 NS, UID = "k8s.namespace.name", "k8s.pod.uid"
 BASE = {NS: "ns-1", UID: "123asd"}

@@ -1,17 +1,11 @@
 """Finds the pod behind each resource and appends what is known of it.
 
-A resource that came before costs a look-up: the result of an edit is kept under the raw bytes (and the peer, where that decides), together
-with every look-up in the caches that led to it. The caches replace an object only when something that matters has changed, so the result
-holds for as long as each look-up still gives the very same object, "not found" included.
+A resource that came before costs a look-up: edits are kept with what led to them (`kube/association.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import ipaddress
 import itertools
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -23,30 +17,14 @@ from lockgate.attributes.values import text
 from lockgate.components.processors.k8sattributes.extraction import Attributes, Extractor, Value, owner_of
 from lockgate.components.processors.k8sattributes.settings import IP_ATTRIBUTES, Association, K8sAttributesSettings
 from lockgate.kit import regex
-from lockgate.kube.cache import Cache, MetaCache, Owner, Pod, PodCache, PodIndex, cache_key
-from lockgate.kube.client import Client
+from lockgate.kube.association import Ask, EditsByLookUp, Look, any_ip, is_ip, plain_ip, string
+from lockgate.kube.cache import MetaCache, Owner, Pod, PodCache, PodIndex
+from lockgate.kube.following import Following
 from lockgate.pipeline.contract import Batch, Context, Processor, component
 from lockgate.wire.protobuf import any_value, delimited
 
-MAX_EDIT_BYTES = 32 << 20
-"""Raw and edited bytes kept: some 15,000 resources with many labels."""
-_ENTRY_BYTES = 600
-"""What an entry costs beside its bytes: keys, tuples, a dict's slot."""
-
-Look = Callable[[Any], Any]
-LookUp = tuple[Look, Hashable, Any]
-"""A look-up that led to a result: the function, what it was given, what it gave."""
 Find = Callable[[Mapping[str, AnyValue], str], tuple[Look, Hashable, str] | None]
 """(attributes, peer) -> how to find the pod, and the connection's IP where that was used; None where this way is not open."""
-
-
-class _Edit:
-    """One result, and what it hangs on."""
-
-    __slots__ = ("look_ups", "result", "size")
-
-    def __init__(self, result: bytes, look_ups: tuple[LookUp, ...], size: int) -> None:
-        self.result, self.look_ups, self.size = result, look_ups, size
 
 
 @component("k8sattributes", K8sAttributesSettings, aliases=("k8s_attributes",))
@@ -65,8 +43,7 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
         self._pods: PodCache | None = None
         self._metas: dict[str, MetaCache] = {}
         self._finds: list[Find] = []
-        self._edits: dict[tuple[str, bytes], _Edit] = {}
-        self._edit_bytes = 0
+        self._edits = EditsByLookUp(self._edit)
         self._misses = context.metrics.counter(
             "otelcol_otelsvc_k8s_ip_lookup_miss", "look-ups of a pod that found none", processor=context.id
         )
@@ -86,94 +63,20 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
         await self._stack.aclose()
 
     async def _follow(self) -> None:
-        access = self.settings.access()
-        host, context = self.context.host, self.context
-        client = await self._stack.enter_async_context(host.shared(("kubernetes client", access), lambda: Client(access, context)))
-        caches: list[Cache[Any]] = []
+        following = Following(self.settings, self.context, self._stack)
         labels, annotations = self._extractor.keeps()
-        for name, (query, _) in self.settings.queries(self._node()).items():
-            make: Callable[[], Cache[Any]] = functools.partial(MetaCache, client, query)
-            key = cache_key(client, query)
+        for name, (query, _) in self.settings.queries(self.settings.filter.node_from_environment()).items():
             if name == "pod":
-                make = functools.partial(PodCache, client, query, keep_labels=labels, keep_annotations=annotations)
-                key = cache_key(client, query, labels=labels, annotations=annotations)
-            cache: Cache[Any] = await self._stack.enter_async_context(host.shared(key, make))
-            self._stack.callback(cache.report_to(context.status))
-            caches.append(cache)
-            if isinstance(cache, PodCache):
-                self._pods = cache
-            elif isinstance(cache, MetaCache):
-                self._metas[name] = cache
+                self._pods = await following.open(PodCache, query, keep_labels=labels, keep_annotations=annotations)
+            else:
+                self._metas[name] = await following.open(MetaCache, query)
         self._finds = self._compile_finds(self._pods)
-        if self.settings.wait_for_metadata:
-            await self._wait(caches)
-
-    async def _wait(self, caches: list[Cache[Any]]) -> None:
-        async def all_synced() -> None:
-            for cache in caches:
-                await cache.synced.wait()
-
-        limit = self.settings.wait_for_metadata_timeout
-        waiting = asyncio.ensure_future(all_synced())
-        timer = asyncio.ensure_future(self.context.clock.sleep(limit))
-        try:
-            await asyncio.wait((waiting, timer), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            if not waiting.done():
-                waiting.cancel()
-        if waiting.done() and not waiting.cancelled():
-            return
-        missing = ", ".join(cache.query.resource.qualified for cache in caches if not cache.synced.is_set())
-        reason = f"waits for Kubernetes metadata ({missing}); until then telemetry goes on without it"
-        self.log.warning("no complete Kubernetes metadata after %g s, going on without: %s not known yet", limit, missing)
-        self.context.status.block(reason, "metadata")
-        self.spawn(self._unblock(all_synced), "wait for metadata")
-
-    async def _unblock(self, synced: Callable[[], Any]) -> None:
-        await synced()
-        self.context.status.clear("metadata")
-        self.log.info("Kubernetes metadata is complete")
-
-    def _node(self) -> str | None:
-        name = self.settings.filter.node_from_env_var
-        if not name:
-            return None
-        if not os.environ.get(name):
-            # An empty filter would follow the pods of the whole cluster from every node.
-            raise ValueError(f"filter.node_from_env_var: {name} is not set; set it from spec.nodeName with the downward API")
-        return os.environ[name]
+        await following.wait(self.spawn)
 
     def process(self, batch: Batch) -> Batch:
-        return batch.map_resources(functools.partial(self._edit, batch.peer if self._uses_peer else ""))
+        return batch.map_resources(self._edits.bound(batch.peer if self._uses_peer else ""))
 
-    def _edit(self, peer: str, raw: bytes) -> bytes:
-        known = self._edits.get((peer, raw))
-        if known is not None:
-            for look, key, seen in known.look_ups:
-                if look(key) is not seen:
-                    break
-            else:
-                return known.result
-            del self._edits[peer, raw]
-            self._edit_bytes -= known.size
-        trail: list[LookUp] = []
-        result = self._edited(raw, peer, trail)
-        size = len(raw) + len(result) + _ENTRY_BYTES
-        while self._edit_bytes + size > MAX_EDIT_BYTES and self._edits:
-            oldest = next(iter(self._edits))
-            self._edit_bytes -= self._edits.pop(oldest).size
-        if size <= MAX_EDIT_BYTES:
-            self._edits[peer, raw] = _Edit(result, tuple(trail), size)
-            self._edit_bytes += size
-        return result
-
-    def _edited(self, raw: bytes, peer: str, trail: list[LookUp]) -> bytes:
-        def ask(look: Look, key: Hashable) -> Any:
-            found = look(key)
-            trail.append((look, key, found))
-            return found
-
+    def _edit(self, raw: bytes, peer: str, ask: Ask) -> bytes:
         resource = Resource.FromString(raw)
         present = _Present(resource)
         pod: Pod | None = None
@@ -200,9 +103,7 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
         self._offer_surroundings(pod, deployment, present, ask)
         return present.encode(raw)
 
-    def _offer_surroundings(
-        self, pod: Pod | None, deployment: Owner | None, present: _Present, ask: Callable[[Look, Hashable], Any]
-    ) -> None:
+    def _offer_surroundings(self, pod: Pod | None, deployment: Owner | None, present: _Present, ask: Ask) -> None:
         """What namespace, node and workload add; where no pod was found, those that the resource itself names."""
         extractor = self._extractor
         namespace = (pod.namespace if pod else "") or present.string("k8s.namespace.name")
@@ -224,13 +125,13 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
             if uid and (meta := ask(self._metas[source].by_uid, uid)):
                 present.offer(extractor.of_meta(source, meta))
 
-    def _deployment(self, pod: Pod, ask: Callable[[Look, Hashable], Any]) -> Owner | None:
+    def _deployment(self, pod: Pod, ask: Ask) -> Owner | None:
         return self._owner_of_owner(pod, "replicaset", "ReplicaSet", "Deployment", ask)
 
-    def _cron_job(self, pod: Pod, ask: Callable[[Look, Hashable], Any]) -> Owner | None:
+    def _cron_job(self, pod: Pod, ask: Ask) -> Owner | None:
         return self._owner_of_owner(pod, "job", "Job", "CronJob", ask)
 
-    def _owner_of_owner(self, pod: Pod, cache: str, kind: str, above: str, ask: Callable[[Look, Hashable], Any]) -> Owner | None:
+    def _owner_of_owner(self, pod: Pod, cache: str, kind: str, above: str, ask: Ask) -> Owner | None:
         owner = owner_of(pod.owners, kind) if cache in self._metas else None
         meta = ask(self._metas[cache].by_uid, owner.uid) if owner else None
         return owner_of(meta.owners, above, controller=True) if meta else None
@@ -248,8 +149,8 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
         def find(attributes: Mapping[str, AnyValue], peer: str) -> tuple[Look, Hashable, str] | None:
             values = {}
             for name in names:
-                value = _ip(peer) if name == "connection" else _string(attributes, name)
-                if name == "host.name" and not _is_ip(value):
+                value = plain_ip(peer) if name == "connection" else string(attributes, name)
+                if name == "host.name" and not is_ip(value):
                     value = ""
                 if not value:
                     return None
@@ -316,7 +217,7 @@ class _Present:
     def string(self, name: str) -> str:
         """The attribute's text where it is a string, added or there before; "" otherwise."""
         added = self._added.get(name, "")
-        return (added if isinstance(added, str) else "") or _string(self.values, name)
+        return (added if isinstance(added, str) else "") or string(self.values, name)
 
     def number(self, name: str) -> int | None:
         """An integer, or a string that is one; -1, which nothing has, for anything else that is there."""
@@ -350,35 +251,10 @@ def _by_any_ip(look: Look) -> Find:
     """The collector's way where no association is configured."""
 
     def find(attributes: Mapping[str, AnyValue], peer: str) -> tuple[Look, Hashable, str] | None:
-        host = _string(attributes, "host.name")
-        ip = _string(attributes, "k8s.pod.ip") or _string(attributes, "ip") or _ip(peer) or (host if _is_ip(host) else "")
+        ip = any_ip(attributes, peer)
         return (look, ip, ip) if ip else None
 
     return find
 
 
 _passthrough = _by_any_ip(lambda ip: None)
-
-
-def _string(attributes: Mapping[str, AnyValue], name: str) -> str:
-    value = attributes.get(name)
-    return value.string_value if value is not None else ""
-
-
-@functools.lru_cache(maxsize=4096)
-def _ip(peer: str) -> str:
-    """A peer's address as Kubernetes writes it: an IPv4 address that came in over IPv6 is an IPv4 address."""
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return peer
-    return str(getattr(address, "ipv4_mapped", None) or address)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_ip(value: str) -> bool:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        return False
-    return True

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from lockgate.kit.regex import Regex
 from lockgate.kit.settings import Settings
 from lockgate.kit.units import Duration
-from lockgate.kube.access import KubernetesClientSettings
 from lockgate.kube.client import Query
+from lockgate.kube.following import FollowSettings
 from lockgate.kube.resources import (
     DAEMON_SETS,
     DEPLOYMENTS,
@@ -23,6 +23,7 @@ from lockgate.kube.resources import (
     STATEFUL_SETS,
     Resource,
 )
+from lockgate.kube.selection import ExcludedPod, Filter, escape
 from lockgate.pipeline.needs import Kubernetes, Need
 
 Metadata = Literal[
@@ -115,43 +116,6 @@ class Extract(Settings):
         return self if self.metadata else self.model_copy(update={"metadata": DEFAULT_METADATA})
 
 
-class LabelFilter(Settings):
-    """A condition on the pods to follow."""
-
-    key: str = Field(min_length=1)
-    """The label."""
-    value: str = ""
-    """What it is compared with."""
-    op: Literal["equals", "not-equals", "exists", "does-not-exist"] = "equals"
-    """How."""
-
-
-class FieldFilter(Settings):
-    """A condition on the pods to follow, by a field that the API server can select by."""
-
-    key: str = Field(min_length=1)
-    """The field, such as `status.phase`."""
-    value: str = ""
-    """What it is compared with."""
-    op: Literal["equals", "not-equals"] = "equals"
-    """How."""
-
-
-class Filter(Settings):
-    """Which pods to follow; the others are unknown to this processor. On a node's agent, its own node's pods are enough."""
-
-    node: str = ""
-    """Pods of this node alone."""
-    node_from_env_var: str = ""
-    """Pods of the node alone that this environment variable names (set from spec.nodeName by the downward API); it must be set."""
-    namespace: str = ""
-    """Pods of this namespace alone."""
-    fields: tuple[FieldFilter, ...] = ()
-    """Further conditions on fields; all must hold."""
-    labels: tuple[LabelFilter, ...] = ()
-    """Further conditions on labels; all must hold."""
-
-
 class Source(Settings):
     """One value that helps to find the pod."""
 
@@ -177,13 +141,6 @@ class Association(Settings):
     """The values to look at."""
 
 
-class ExcludedPod(Settings):
-    """Pods to leave alone."""
-
-    name: Regex
-    """Found anywhere in the pod's name."""
-
-
 class Exclude(Settings):
     """Pods whose telemetry is left as it is."""
 
@@ -191,7 +148,7 @@ class Exclude(Settings):
     """By name."""
 
 
-class K8sAttributesSettings(KubernetesClientSettings):
+class K8sAttributesSettings(FollowSettings):
     """Finds the pod that telemetry came from and adds what Kubernetes knows of it. Attributes that are there already are not changed."""
 
     passthrough: bool = False
@@ -205,11 +162,6 @@ class K8sAttributesSettings(KubernetesClientSettings):
     `k8s.pod.ip`, in `ip`, of the connection, or in `host.name`."""
     exclude: Exclude = Exclude()
     """Which pods to leave alone."""
-    wait_for_metadata: bool = False
-    """Wait at start until all pods are known, so that the first telemetry is not passed on bare."""
-    wait_for_metadata_timeout: Duration = 10.0
-    """Wait no longer than this. Then the processor goes on with what it knows, says so in the log, and its status stays blocked until
-    everything is known. (The collector ends instead, which turns an outage of the API server into a restart loop.)"""
     watch_sync_period: Duration = 0.0
     """Accepted for the collector's configurations; there is nothing to resynchronise here."""
 
@@ -231,7 +183,7 @@ class K8sAttributesSettings(KubernetesClientSettings):
                 namespace = self.filter.namespace if resource.namespaced else ""
                 found[name] = Query(resource, namespace, field_selector=field_selector, metadata_only=True), ", ".join(because)
 
-        pods = Query(PODS, self.filter.namespace, self._label_selector(), self._field_selector(node))
+        pods = Query(PODS, self.filter.namespace, self.filter.label_selector(), self.filter.field_selector(node))
         found["pod"] = pods, "finds pods by IP, name and UID"
         only_kube_system = "metadata.name=kube-system" if "namespace" not in taken else ""
         from_rules = "labels or annotations of "
@@ -243,7 +195,7 @@ class K8sAttributesSettings(KubernetesClientSettings):
             ("k8s.cluster.uid" in wanted, "k8s.cluster.uid"),
         )
         node = node or self.filter.node
-        of_this_node = f"metadata.name={_escape(node)}" if node else ""
+        of_this_node = f"metadata.name={escape(node)}" if node else ""
         follow("node", NODES, of_this_node, ("node" in taken, from_rules + "nodes"), ("k8s.node.uid" in wanted, "k8s.node.uid"))
         by_name = not self.extract.deployment_name_from_replicaset
         follow(
@@ -272,18 +224,3 @@ class K8sAttributesSettings(KubernetesClientSettings):
         yield from super().warnings()
         if self.watch_sync_period:
             yield "watch_sync_period has no effect: the watch itself is followed, nothing is read again by the clock"
-
-    def _label_selector(self) -> str:
-        spelled = {"equals": "{key}={value}", "not-equals": "{key}!={value}", "exists": "{key}", "does-not-exist": "!{key}"}
-        return ",".join(spelled[each.op].format(key=each.key, value=each.value) for each in self.filter.labels)
-
-    def _field_selector(self, node: str | None) -> str:
-        terms = [f"{each.key}{'=' if each.op == 'equals' else '!='}{_escape(each.value)}" for each in self.filter.fields]
-        if node := node or self.filter.node:
-            terms.append(f"spec.nodeName={_escape(node)}")
-        return ",".join(terms)
-
-
-def _escape(value: str) -> str:
-    """A field selector's value (k8s.io/apimachinery, fields.EscapeValue)."""
-    return value.replace("\\", "\\\\").replace(",", "\\,").replace("=", "\\=")
