@@ -90,9 +90,9 @@ class Batch:
         """This batch with another content, of `count` records."""
         return replace(self, payload=message.SerializeToString(), count=count, parts=(), _message=[message])
 
-    def with_payload(self, payload: bytes) -> Batch:
-        """This batch with other bytes and the same number of records."""
-        return replace(self, payload=payload, parts=(), _message=[])
+    def with_payload(self, payload: bytes, count: int | None = None) -> Batch:
+        """This batch with other bytes, of `count` records; of as many as before without it."""
+        return replace(self, payload=payload, count=self.count if count is None else count, parts=(), _message=[])
 
     def map_resources(self, edit: Callable[[bytes], bytes | None]) -> Batch:
         """This batch with each raw Resource message replaced by `edit(raw)`; None removes the resource with all its records.
