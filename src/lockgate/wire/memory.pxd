@@ -35,6 +35,26 @@ cdef inline bint same(Bytes src, Py_ssize_t a, Py_ssize_t b, Py_ssize_t size) no
     return memcmp(src + a, src + b, size) == 0
 
 
+cdef inline bint equal(Bytes one, Py_ssize_t a, Bytes other, Py_ssize_t b, Py_ssize_t size) noexcept nogil:
+    return memcmp(one + a, other + b, size) == 0
+
+
+cdef inline unsigned long long mixed(unsigned long long key, Bytes src, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
+    cdef unsigned long long word
+    cdef Py_ssize_t at = start, end = start + size
+    key = (key ^ <unsigned long long>size) * 0x9E3779B97F4A7C15ULL
+    while end - at >= 8:
+        memcpy(&word, src + at, 8)
+        key = (key ^ word) * 0x9E3779B97F4A7C15ULL
+        key ^= key >> 32
+        at += 8
+    if at < end:
+        word = 0
+        memcpy(&word, src + at, end - at)
+        key = (key ^ word) * 0x9E3779B97F4A7C15ULL
+    return key ^ key >> 32
+
+
 cdef inline bint starts(Bytes src, Py_ssize_t p, Py_ssize_t end, const char* word) noexcept nogil:
     cdef Py_ssize_t size = strlen(word)  # a constant, where this is inlined
     return end - p >= size and memcmp(src + p, word, size) == 0

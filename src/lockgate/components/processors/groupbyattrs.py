@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lockgate.attributes.records import data_points, groups, records, resources, scopes
+from lockgate.attributes.records import data_points, groups, records, representatives, resources, scopes
 from lockgate.attributes.values import find, put, remove
+from lockgate.batch import message_type
 from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
+from lockgate.wire.records import Index, gather, index
 
 
 class GroupByAttrsSettings(ComponentSettings):
@@ -22,13 +24,16 @@ class GroupByAttrsSettings(ComponentSettings):
 
 @component("groupbyattrs", GroupByAttrsSettings)
 class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
-    """Keeps the number of records, not their order across resources."""
+    """Keeps the number of records, not their order across resources. Log records are moved by groups of alike ones, and stay encoded."""
 
     def __init__(self, settings: GroupByAttrsSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._keys = list(dict.fromkeys(settings.keys))
+        self._encoded_keys = [key.encode(errors="surrogatepass") for key in self._keys]
 
     def process(self, batch: Batch) -> Batch:
+        if batch.signal is Signal.LOGS and (found := index(batch.payload, self._encoded_keys)) is not None:
+            return batch.with_payload(self._regroup(found))
         request = batch.copy_message()
         regrouped = type(request)()
         homes = _Homes(batch.signal, regrouped)
@@ -40,6 +45,20 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
                 for point in data_points(record):
                     homes.of_metric(entry, scope, record, self._take(point.attributes)).append(point)
         return batch.with_message(regrouped, batch.count)
+
+    def _regroup(self, index: Index) -> bytes:
+        """What `process` does, by groups of alike log records."""
+        request = message_type(Signal.LOGS)()
+        homes = _Homes(Signal.LOGS, request)
+        held = [homes.of(entry, scope, self._take(record.attributes)) for entry, scope, record in representatives(index, self._keys)]
+        # By identity, as in of_metric: the same repeated field is the same object as long as somebody holds it.
+        numbers = {id(home): number for number, home in enumerate(held)}
+        frames = []
+        for entry in request.resource_logs:
+            inner = [(scope.SerializeToString(), numbers[id(scope.log_records)]) for scope in entry.scope_logs]
+            entry.ClearField("scope_logs")
+            frames.append((entry.SerializeToString(), inner))
+        return gather(index, [numbers[id(home)] for home in held], frames, remove=True)
 
     def _take(self, attributes: Any) -> list[tuple[str, bytes]]:
         """The attributes to group by, as (key, encoded value), removed from the record's."""
