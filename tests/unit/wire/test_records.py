@@ -30,6 +30,7 @@ VALUES = [
     AnyValue(string_value="y" * 9),
     AnyValue(string_value="y" * 8 + "z"),
     AnyValue(string_value="x" * 200),
+    AnyValue(string_value="x" * 5000),  # more than what is remembered from one batch to the next
     AnyValue(int_value=7),
     AnyValue(),
 ]
@@ -74,7 +75,10 @@ def count_of(request: Any) -> int:
 
 def group(given: Batch, keys: list[str]) -> Batch:
     made = groupbyattrs.GroupByAttrsSettings(keys=keys)
-    return groupbyattrs.GroupByAttrsProcessor(made, context("groupbyattrs", signal=Signal.LOGS)).process(given)
+    processor = groupbyattrs.GroupByAttrsProcessor(made, context("groupbyattrs", signal=Signal.LOGS))
+    first = processor.process(given)
+    assert processor.process(given) == first  # now from what it remembers
+    return first
 
 
 def keep(given: Batch, logs: dict[str, Any]) -> Batch:

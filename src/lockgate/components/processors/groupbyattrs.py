@@ -6,13 +6,19 @@ and scopes (name and version) are then equal stand together, in the order of fir
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+from itertools import count
 from typing import Any
 
-from lockgate.attributes.records import data_points, groups, records, representatives, resources, scopes
+from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs, ScopeLogs
+
+from lockgate.attributes.records import data_points, groups, records, resources, scopes
 from lockgate.attributes.values import find, put, remove
-from lockgate.batch import message_type
 from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
 from lockgate.wire.records import Index, gather, index
+
+_KEPT, _SMALL = 4096, 4096
+"""How many resources are remembered, and up to how many bytes of a resource and what moves there: some 4 MB, 40 MB at worst."""
 
 
 class GroupByAttrsSettings(ComponentSettings):
@@ -29,6 +35,8 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
     def __init__(self, settings: GroupByAttrsSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._keys = list(dict.fromkeys(settings.keys))
+        self._move = lru_cache(_KEPT)(partial(_moved, self._keys))
+        self._describe = lru_cache(_KEPT)(_described)
         self._encoded_keys = [key.encode(errors="surrogatepass") for key in self._keys]
 
     def process(self, batch: Batch) -> Batch:
@@ -48,17 +56,23 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
 
     def _regroup(self, index: Index) -> bytes:
         """What `process` does, by groups of alike log records."""
-        request = message_type(Signal.LOGS)()
-        homes = _Homes(Signal.LOGS, request)
-        held = [homes.of(entry, scope, self._take(record.attributes)) for entry, scope, record in representatives(index, self._keys)]
-        # By identity, as in of_metric: the same repeated field is the same object as long as somebody holds it.
-        numbers = {id(home): number for number, home in enumerate(held)}
-        frames = []
-        for entry in request.resource_logs:
-            inner = [(scope.SerializeToString(), numbers[id(scope.log_records)]) for scope in entry.scope_logs]
-            entry.ClearField("scope_logs")
-            frames.append((entry.SerializeToString(), inner))
-        return gather(index, [numbers[id(home)] for home in held], frames, remove=True)
+        homes: list[int] = []
+        numbers = count()
+        # By identity of the resource: itself, and by name and version its scopes with the numbers of their homes.
+        known: dict[Any, tuple[bytes, dict[tuple[str, str], tuple[bytes, int]]]] = {}
+        for group in index.groups:
+            number, raw = index.scopes[group.scope]
+            entry = index.entries[number]
+            # What comes with every batch is nearly always the same; the bound on its size bounds the cache's.
+            is_small = len(entry) + len(raw) + sum(map(len, filter(None, group.values))) < _SMALL
+            move, describe = (self._move, self._describe) if is_small else (self._move.__wrapped__, self._describe.__wrapped__)
+            identity, head = move(entry, group.values)
+            name, version, encoded = describe(raw)
+            inner = known.setdefault(identity, (head, {}))[1]
+            if (name, version) not in inner:
+                inner[name, version] = (encoded, next(numbers))
+            homes.append(inner[name, version][1])
+        return gather(index, homes, [(head, list(inner.values())) for head, inner in known.values()], remove=True)
 
     def _take(self, attributes: Any) -> list[tuple[str, bytes]]:
         """The attributes to group by, as (key, encoded value), removed from the record's."""
@@ -66,6 +80,23 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
         if taken:
             remove(attributes, {key for key, _ in taken}.__contains__)
         return taken
+
+
+def _moved(keys: list[str], raw: bytes, values: tuple[bytes | None, ...]) -> tuple[frozenset[tuple[str, bytes]], bytes]:
+    """A ResourceLogs' attributes with these set, for comparison, and the ResourceLogs with them, encoded, without scopes."""
+    entry = ResourceLogs.FromString(raw)
+    for key, value in zip(keys, values, strict=True):
+        if value is not None:
+            put(entry.resource.attributes, key).ParseFromString(value)
+    identity = frozenset((attribute.key, attribute.value.SerializeToString()) for attribute in entry.resource.attributes)
+    return identity, ResourceLogs(resource=entry.resource, schema_url=entry.schema_url).SerializeToString()
+
+
+def _described(raw: bytes) -> tuple[str, str, bytes]:
+    """A ScopeLogs' name and version, and itself, encoded."""
+    entry = ScopeLogs.FromString(raw)
+    encoded = ScopeLogs(scope=entry.scope, schema_url=entry.schema_url).SerializeToString()
+    return entry.scope.name, entry.scope.version, encoded
 
 
 class _Homes:
