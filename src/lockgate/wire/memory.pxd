@@ -40,19 +40,18 @@ cdef inline bint equal(Bytes one, Py_ssize_t a, Bytes other, Py_ssize_t b, Py_ss
 
 
 cdef inline unsigned long long mixed(unsigned long long key, Bytes src, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
-    cdef unsigned long long word
+    # As MurmurHash64A: each word is mixed downwards before it goes in, so that texts which differ in their last byte differ in the low bits.
+    cdef unsigned long long word, factor = 0xC6A4A7935BD1E995ULL
     cdef Py_ssize_t at = start, end = start + size
-    key = (key ^ <unsigned long long>size) * 0x9E3779B97F4A7C15ULL
-    while end - at >= 8:
-        memcpy(&word, src + at, 8)
-        key = (key ^ word) * 0x9E3779B97F4A7C15ULL
-        key ^= key >> 32
-        at += 8
-    if at < end:
+    key ^= <unsigned long long>size * factor
+    while at < end:
         word = 0
-        memcpy(&word, src + at, end - at)
-        key = (key ^ word) * 0x9E3779B97F4A7C15ULL
-    return key ^ key >> 32
+        memcpy(&word, src + at, 8 if end - at >= 8 else end - at)
+        word *= factor
+        key = (key ^ (word ^ word >> 47) * factor) * factor
+        at += 8
+    key = (key ^ key >> 47) * factor
+    return key ^ key >> 47
 
 
 cdef inline bint starts(Bytes src, Py_ssize_t p, Py_ssize_t end, const char* word) noexcept nogil:

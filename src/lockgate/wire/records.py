@@ -27,8 +27,8 @@ compiled: bool = cython.compiled
 
 _MOST = 65536
 """Resources, scopes and groups: what there is a Python object for. With more of them than this, parsing is no dearer."""
-_FEW = 64
-"""Groups that there may be however few records there are; above, one for four records."""
+_FEW = 256
+"""Groups that there may be however few records there are; above, one for two records: deciding costs as much as one by upb."""
 _MOST_KEYS = 32
 _MOST_PROBES = 64  # so that values made to collide cost no more than this
 
@@ -138,7 +138,7 @@ class Index:
 
     def allocate(self) -> None:
         """For the counted records. An attribute that is found takes five bytes at least."""
-        self.most = min(max(_FEW, self.records // 4), _MOST)
+        self.most = min(max(_FEW, self.records // 2), _MOST)
         slots = 1
         while slots < 2 * self.most:
             slots *= 2
