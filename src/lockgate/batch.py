@@ -1,7 +1,8 @@
 """Batch: what flows. A signal and the bytes of one OTLP `Export*ServiceRequest`; Python touches only what changes.
 
-Two tiers of editing. The resource tier walks the wire and rewrites the few bytes of each resource (`map_resources`). The record tier
-parses the whole request once for a chain of record processors (`message`, `with_message`) and encodes it once after them.
+Three tiers of editing. The resource tier walks the wire and rewrites the few bytes of each resource (`map_resources`). The group tier moves
+or drops encoded log records by what a few attributes hold (`wire.records`, then `with_payload`). The record tier parses the whole request
+once for a chain of record processors (`message`, `with_message`) and encodes it once after them.
 """
 
 from __future__ import annotations

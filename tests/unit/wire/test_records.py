@@ -99,6 +99,7 @@ def with_kernel(kernel: ModuleType, work: Any, *arguments: Any) -> Any:
         patch.setattr(groupbyattrs, "gather", kernel.gather)
         patch.setattr(attribute_records, "gather", kernel.gather)
         patch.setattr(filtering, "records", kernel)
+        patch.setattr(kernel, "compiled", True)  # else the filter would not ask it
         return work(*arguments)
 
 

@@ -148,7 +148,8 @@ class FilterProcessor(Processor[FilterSettings]):
             include = chosen.include.properties() if chosen.include else None
             exclude = chosen.exclude.properties() if chosen.exclude else None
         self._selects = selection(include, exclude, signal)
-        self._keys = deciding_keys(include, exclude) if signal is Signal.LOGS else None
+        # Uncompiled, the kernel is slower than deciding for each record by upb.
+        self._keys = deciding_keys(include, exclude) if signal is Signal.LOGS and records.compiled else None
         self._encoded_keys = [key.encode(errors="surrogatepass") for key in self._keys or ()]
         counted = {Signal.LOGS: "logs", Signal.METRICS: "datapoints", Signal.TRACES: "spans"}[signal]
         self._filtered = context.metrics.counter(
