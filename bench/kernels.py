@@ -16,12 +16,14 @@ from types import ModuleType
 from typing import Any
 
 from lockgate.batch import Signal, message_type
-from lockgate.wire import cri, otlp
-from lockgate.wire.protobuf import key_values
+from lockgate.wire import cri, otlp, records
+from lockgate.wire.protobuf import delimited, key_values
 
 LINES = 8000
+RESOURCES = 110
 HEADS = [b"2024-04-13T07:59:%02d.%09dZ stdout " % (i // 400 % 60, i * 777) for i in range(LINES)]
 RESOURCE = key_values(1, [("k8s.pod.name", "web-0"), ("k8s.namespace.name", "shop")])
+LABELS = ("k8s.container.name", "k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid")
 PATH = ("log.file.path", "/var/log/pods/shop_web-0/web/0.log")
 ATTRIBUTES = (
     key_values(6, [PATH, ("log.iostream", "stdout")]),
@@ -38,6 +40,26 @@ def chunk(tag: Callable[[int], bytes], text: bytes = TEXT) -> bytes:
 def docker() -> bytes:
     rows = (b'{"log":"' + TEXT + b' \\"q\\"\\n","stream":"stdout","time":"' + head.split(b" ")[0] + b'"}\n' for head in HEADS)
     return b"".join(rows)
+
+
+def labelled() -> bytes:
+    """As many log records, from as many containers as a node has at most, each with its labels as attributes of the record."""
+    record = cri.parse(HEADS[0] + b"F " + TEXT + b"\n", b"", ATTRIBUTES, 1, 1, 1 << 20).payload
+    (scope,) = message_type(Signal.LOGS).FromString(record).resource_logs[0].scope_logs
+    body, out = scope.log_records[0].SerializeToString(), []
+    for number in range(RESOURCES):
+        labels = zip(LABELS, ("web", "shop", f"web-{number}", f"9f86d081-884c-7d65-9a2f-{number:012}"), strict=True)
+        held = delimited(2, body + key_values(6, labels)) * (LINES // RESOURCES + (number < LINES % RESOURCES))
+        out.append(delimited(1, delimited(1, key_values(1, [("host", f"h{number}")])) + delimited(2, delimited(1, b"") + held)))
+    return b"".join(out)
+
+
+def regroup(form: ModuleType, payload: bytes) -> bytes:
+    """Half of the groups, without their labels: what filter and groupbyattrs ask for, without what they decide."""
+    index = form.index(payload, [label.encode() for label in LABELS])
+    homes = [number if number % 2 else -1 for number in range(len(index.groups))]
+    frames = [(index.entries[index.scopes[number][0]], [(index.scopes[number][1], number)]) for number in homes if number >= 0]
+    return bytes(form.gather(index, homes, frames, remove=True))
 
 
 def uncompiled(module: ModuleType) -> ModuleType:
@@ -81,6 +103,16 @@ def main() -> None:
     for form in (otlp, uncompiled(otlp)):
         label = "compiled" if form.compiled else "uncompiled"
         measure(f"validate ({label})", partial(form.validate, payload, otlp.LOGS), len(payload), seconds)
+    with_labels = labelled()
+    for form in (records, uncompiled(records)):
+        label = "compiled" if form.compiled else "uncompiled"
+        measure(
+            f"index by 4 attributes ({label})",
+            partial(form.index, with_labels, [name.encode() for name in LABELS]),
+            len(with_labels),
+            seconds,
+        )
+        measure(f"index and gather half ({label})", partial(regroup, form, with_labels), len(with_labels), seconds)
     request = message_type(Signal.LOGS)
     measure("validate by upb's FromString", partial(request.FromString, payload), len(payload), seconds)
     measure("encode by upb's SerializeToString", request.FromString(payload).SerializeToString, len(payload), seconds)

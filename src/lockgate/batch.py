@@ -1,7 +1,8 @@
 """Batch: what flows. A signal and the bytes of one OTLP `Export*ServiceRequest`; Python touches only what changes.
 
-Two tiers of editing. The resource tier walks the wire and rewrites the few bytes of each resource (`map_resources`). The record tier
-parses the whole request once for a chain of record processors (`message`, `with_message`) and encodes it once after them.
+Three tiers of editing. The resource tier walks the wire and rewrites the few bytes of each resource (`map_resources`). The group tier moves
+or drops encoded log records by what a few attributes hold (`wire.records`, then `with_payload`). The record tier parses the whole request
+once for a chain of record processors (`message`, `with_message`) and encodes it once after them.
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ class Batch:
         """This batch with another content, of `count` records."""
         return replace(self, payload=message.SerializeToString(), count=count, parts=(), _message=[message])
 
-    def with_payload(self, payload: bytes) -> Batch:
-        """This batch with other bytes and the same number of records."""
-        return replace(self, payload=payload, parts=(), _message=[])
+    def with_payload(self, payload: bytes, count: int | None = None) -> Batch:
+        """This batch with other bytes, of `count` records; of as many as before without it."""
+        return replace(self, payload=payload, count=self.count if count is None else count, parts=(), _message=[])
 
     def map_resources(self, edit: Callable[[bytes], bytes | None]) -> Batch:
         """This batch with each raw Resource message replaced by `edit(raw)`; None removes the resource with all its records.

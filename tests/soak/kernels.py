@@ -54,7 +54,8 @@ PIECES += [
 LINE = b'%s stdout P part\n%s stderr F whole\n{"log":"a\\u00e9\\n","stream":"stdout","time":"%s"}\n'
 PAIR = key_values(6, [("k", "v"), ("n", 7), ("f", 0.5), ("b", b"\xff"), ("t", True)])
 RECORD = b"\x09" + bytes(8) + delimited(5, b"\x0a\x01x") + PAIR + delimited(9, b"t" * 16) + delimited(10, b"s" * 8)
-REQUEST = delimited(1, delimited(1, key_values(1, [("service.name", "x")])) + delimited(2, delimited(2, RECORD) * 3))
+OTHER = b"\x09" + bytes(8) + key_values(6, [("n", 8), ("k", "v"), ("absent", "")])
+REQUEST = delimited(1, delimited(1, key_values(1, [("service.name", "x")])) + delimited(2, delimited(2, RECORD) * 3 + delimited(2, OTHER)))
 
 
 def kernel(name: str, path: Path) -> ModuleType:
@@ -84,14 +85,26 @@ def outcome(work: Callable[..., Any], *arguments: Any) -> Any:
         return str(error)
 
 
+def regrouped(records: ModuleType, payload: bytes, keys: list[bytes], shift: int) -> Any:
+    """All that the kernel says of the payload, and its records dealt out to homes, some of them to none."""
+    found = records.index(payload, keys)
+    if found is None:
+        return None
+    homes = [(number + shift) % 4 - 1 for number in range(len(found.groups))]
+    frames = [(b"", [(b"", home)]) for home in sorted(set(homes) - {-1})]
+    return found.entries, found.scopes, found.groups, [records.gather(found, homes, frames, remove) for remove in (False, True)]
+
+
 def main() -> None:
     directory, seconds = Path(sys.argv[1]), float(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    cri, otlp = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in ("cri", "otlp")]
-    plain_cri, plain_otlp = [kernel(f"plain_{name}", source / f"{name}.py") for name in ("cri", "otlp")]
-    assert cri.compiled and otlp.compiled and not plain_cri.compiled and not plain_otlp.compiled
+    names = ("cri", "otlp", "records")
+    cri, otlp, records = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
+    plain_cri, plain_otlp, plain_records = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
+    assert cri.compiled and otlp.compiled and records.compiled
+    assert not plain_cri.compiled and not plain_otlp.compiled and not plain_records.compiled
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         data, resource, most = chunk(chance), chance.randbytes(chance.choice([0, 1, 200])), chance.choice([1, 2, 1000])
@@ -103,6 +116,8 @@ def main() -> None:
         assert outcome(cri.parse_spans, *parts) == outcome(plain_cri.parse_spans, *parts), parts
         request = (mutated(chance, REQUEST), chance.randint(0, 2))
         assert outcome(otlp.validate, *request) == outcome(plain_otlp.validate, *request), request
+        keys, shift = chance.sample([b"k", b"n", b"f", b"t", b"absent"], chance.randint(0, 5)), chance.randint(0, 3)
+        assert regrouped(records, request[0], keys, shift) == regrouped(plain_records, request[0], keys, shift), (request, keys, shift)
         runs += 1
     print(runs, "rounds, no difference")
 

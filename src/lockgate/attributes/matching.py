@@ -166,6 +166,15 @@ def selection(include: MatchProperties | None, exclude: MatchProperties | None, 
     return included
 
 
+def deciding_keys(include: MatchProperties | None, exclude: MatchProperties | None) -> list[str] | None:
+    """The keys of the record attributes that `selection` looks at, where it looks at nothing else of a record; else None."""
+    elsewhere = {"attributes", "resources", "libraries", "services"}
+    given = [properties for properties in (include, exclude) if properties]
+    if any(properties._given() - elsewhere for properties in given):
+        return None
+    return list(dict.fromkeys(attribute.key for properties in given for attribute in properties.attributes))
+
+
 def any_of(match_type: MatchType, wanted: Sequence[str]) -> Callable[[str], bool]:
     """Whether a text equals one of these, or one of these expressions is found in it."""
     if match_type == "strict":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lockgate.batch import Signal
+from lockgate.wire.records import Index, gather
 
 _FIELDS = {
     Signal.LOGS: ("resource_logs", "scope_logs", "log_records"),
@@ -68,3 +69,34 @@ def keep(signal: Signal, request: Any, stays: Callable[[Any, Any, Any], bool]) -
         if not inner:
             del entries[at]
     return left
+
+
+def representatives(index: Index, keys: Sequence[str]) -> Iterator[tuple[Any, Any, Any]]:
+    """For each group of log records (resource entry, scope entry, log record), of the record only its attributes under the index's keys.
+
+    Raises protobuf's DecodeError.
+    """
+    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+
+    entries = [ResourceLogs.FromString(raw) for raw in index.entries]
+    inner = [(entries[entry], ScopeLogs.FromString(raw)) for entry, raw in index.scopes]
+    for group in index.groups:
+        record = LogRecord()
+        for key, value in zip(keys, group.values, strict=True):
+            if value is not None:
+                record.attributes.add(key=key).value.ParseFromString(value)
+        yield *inner[group.scope], record
+
+
+def keep_groups(index: Index, stays: Sequence[bool]) -> bytes:
+    """The request with only the log records of the groups that stay; scopes and resources that this empties go too."""
+    homes = [group.scope if stay else -1 for group, stay in zip(index.groups, stays, strict=True)]
+    frames: list[tuple[bytes, list[tuple[bytes, int]]]] = []
+    last = -1
+    for scope in sorted(set(homes) - {-1}):
+        entry, raw = index.scopes[scope]
+        if entry != last:
+            frames.append((index.entries[entry], []))
+            last = entry
+        frames[-1][1].append((raw, scope))
+    return gather(index, homes, frames, remove=False)

@@ -35,6 +35,25 @@ cdef inline bint same(Bytes src, Py_ssize_t a, Py_ssize_t b, Py_ssize_t size) no
     return memcmp(src + a, src + b, size) == 0
 
 
+cdef inline bint equal(Bytes one, Py_ssize_t a, Bytes other, Py_ssize_t b, Py_ssize_t size) noexcept nogil:
+    return memcmp(one + a, other + b, size) == 0
+
+
+cdef inline unsigned long long mixed(unsigned long long key, Bytes src, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
+    # As MurmurHash64A: each word is mixed downwards before it goes in, so that texts which differ in their last byte differ in the low bits.
+    cdef unsigned long long word, factor = 0xC6A4A7935BD1E995ULL
+    cdef Py_ssize_t at = start, end = start + size
+    key ^= <unsigned long long>size * factor
+    while at < end:
+        word = 0
+        memcpy(&word, src + at, 8 if end - at >= 8 else end - at)
+        word *= factor
+        key = (key ^ (word ^ word >> 47) * factor) * factor
+        at += 8
+    key = (key ^ key >> 47) * factor
+    return key ^ key >> 47
+
+
 cdef inline bint starts(Bytes src, Py_ssize_t p, Py_ssize_t end, const char* word) noexcept nogil:
     cdef Py_ssize_t size = strlen(word)  # a constant, where this is inlined
     return end - p >= size and memcmp(src + p, word, size) == 0

@@ -39,6 +39,16 @@ def same(src: Buffer, a: int, b: int, size: int) -> bool:
     return src[a : a + size] == src[b : b + size]
 
 
+def equal(one: Buffer, a: int, other: Buffer, b: int, size: int) -> bool:
+    """Whether the bytes of one buffer at a are those of the other at b."""
+    return one[a : a + size] == other[b : b + size]
+
+
+def mixed(key: int, src: Buffer, start: int, size: int) -> int:
+    """A hash of the key and of src[start : start + size], below 2**64; not the same in the two forms."""
+    return hash((key, src[start : start + size])) & (1 << 64) - 1
+
+
 def starts(src: Buffer, p: int, end: int, word: bytes) -> bool:
     """Whether src[p:end] starts with the word, which has no zero byte."""
     return src.startswith(word, p, end)

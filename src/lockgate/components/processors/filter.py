@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from lockgate.attributes.matching import AttributeMatch, MatchProperties, MatchType, SeverityMatch, selection
-from lockgate.attributes.records import keep
+from lockgate.attributes.matching import AttributeMatch, MatchProperties, MatchType, SeverityMatch, deciding_keys, selection
+from lockgate.attributes.records import keep, keep_groups, representatives
 from lockgate.kit.settings import Settings
 from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
+from lockgate.wire import records
 
 
 class _NoOttl:
@@ -130,7 +131,10 @@ class FilterSettings(_NoOttl, ComponentSettings):
 
 @component("filter", FilterSettings)
 class FilterProcessor(Processor[FilterSettings]):
-    """Counts what it drops; resources and scopes that lose all their records go too."""
+    """Counts what it drops; resources and scopes that lose all their records go too.
+
+    Log records of which only attributes count are decided upon by groups of alike ones, and stay encoded.
+    """
 
     def __init__(self, settings: FilterSettings, context: Context) -> None:
         super().__init__(settings, context)
@@ -144,6 +148,9 @@ class FilterProcessor(Processor[FilterSettings]):
             include = chosen.include.properties() if chosen.include else None
             exclude = chosen.exclude.properties() if chosen.exclude else None
         self._selects = selection(include, exclude, signal)
+        # Uncompiled, the kernel is slower than deciding for each record by upb.
+        self._keys = deciding_keys(include, exclude) if signal is Signal.LOGS and records.compiled else None
+        self._encoded_keys = [key.encode(errors="surrogatepass") for key in self._keys or ()]
         counted = {Signal.LOGS: "logs", Signal.METRICS: "datapoints", Signal.TRACES: "spans"}[signal]
         self._filtered = context.metrics.counter(
             f"otelcol_processor_filter_{counted}_filtered", f"{counted} dropped by this processor", filter=context.id
@@ -152,6 +159,14 @@ class FilterProcessor(Processor[FilterSettings]):
     def process(self, batch: Batch) -> Batch:
         if self._selects is None:
             return batch
+        index = None if self._keys is None else records.index(batch.payload, self._encoded_keys)
+        if self._keys is not None and index is not None:
+            stays = [self._selects(*alike) for alike in representatives(index, self._keys)]
+            left = sum(group.records for group, stay in zip(index.groups, stays, strict=True) if stay)
+            if left == batch.count:
+                return batch
+            self._filtered.add(batch.count - left)
+            return batch.with_payload(keep_groups(index, stays), left)
         request = batch.copy_message()
         left = keep(batch.signal, request, self._selects)
         if left == batch.count:
