@@ -17,6 +17,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {
         "filelog": "filelog:FilelogReceiver",
         "fluentforward": "fluentforward:FluentForwardReceiver",
+        "journald": "journald:JournaldReceiver",
         "otlp": "otlp:OtlpReceiver",
         "sumologic": "sumologic:SumologicReceiver",
     },
