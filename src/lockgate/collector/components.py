@@ -16,6 +16,8 @@ ENTRY_POINTS = "lockgate.components"
 BUILT_IN: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {
         "filelog": "filelog:FilelogReceiver",
+        "fluentforward": "fluentforward:FluentForwardReceiver",
+        "journald": "journald:JournaldReceiver",
         "otlp": "otlp:OtlpReceiver",
         "sumologic": "sumologic:SumologicReceiver",
     },
@@ -54,7 +56,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 }
 
 UPSTREAM_SPELLINGS: dict[Kind, dict[str, str]] = {
-    Kind.RECEIVER: {"file_log": "filelog"},
+    Kind.RECEIVER: {"file_log": "filelog", "fluent_forward": "fluentforward"},
     Kind.PROCESSOR: {"k8s_attributes": "k8sattributes", "sumologic_schema": "sumologic"},
     Kind.EXPORTER: {"otlp_http": "otlphttp", "otlp_grpc": "otlp"},
 }
