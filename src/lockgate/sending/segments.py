@@ -422,7 +422,7 @@ class Journal:
                 copy.unlink(missing_ok=True)
             where = f"nowhere: {error}"
         self._log.error(
-            "%s: %d bytes at %d are damaged, %d records are lost; copied to %s", segment.path, end - start, start, records, where
+            "%s: %d bytes at %d are damaged, at least %d batches are lost; copied to %s", segment.path, end - start, start, records, where
         )
 
 
