@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -20,6 +21,8 @@ class Backend:
 
     def __init__(self, port: int = 0) -> None:
         self.status, self.headers = 200, dict[str, str]()
+        self.loses_answer: Callable[[], bool] = lambda: False
+        """Whether the connection is closed where an answer should be: what was taken was taken, and nobody is told."""
         self.hold = threading.Event()
         self.hold.set()
         self.requests: list[tuple[str, dict[str, str], Any]] = []
@@ -38,6 +41,9 @@ class Backend:
                     raw = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
                     message = message_type(PATHS[self.path]).FromString(raw)
                     backend.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, message))
+                if backend.loses_answer():
+                    self.close_connection = True
+                    return
                 self.send_response(backend.status)
                 for name, value in backend.headers.items():
                     self.send_header(name, value)

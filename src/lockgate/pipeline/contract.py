@@ -73,6 +73,10 @@ class Storage(Protocol):
     def directory(self) -> str:
         """A directory of this component's own, created, for what needs more than one blob (a queue's segments)."""
 
+    @property
+    def fsync(self) -> bool:
+        """Whether what is written there must be on disk before it counts."""
+
 
 class Host(Protocol):
     """What the program offers to components: extensions, shared things, threads."""

@@ -8,7 +8,7 @@ bad part does not condemn the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,14 +17,19 @@ from lockgate.batch import Batch, Signal, count_records, merge
 from lockgate.kit.backoff import delays
 from lockgate.kit.metrics import Series
 from lockgate.kit.sometimes import Sometimes
-from lockgate.pipeline.contract import Context, Exporter
+from lockgate.pipeline.contract import Context, Custody, Exporter
 from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.sending.durable import DurableQueue
 from lockgate.sending.queue import Entry, MemoryQueue, Queue, QueueFull, Weigh
+from lockgate.sending.segments import Journal
 from lockgate.sending.settings import SendingSettings
 
 S = TypeVar("S", bound=SendingSettings)
 
 _WEIGHTS: dict[str, Weigh] = {"requests": lambda _: 1, "items": lambda batch: batch.count, "bytes": lambda batch: len(batch.payload)}
+
+_LOADED_BYTES = 16 << 20
+"""What a durable queue keeps in memory: enough to keep ten senders busy with batches of a megabyte."""
 
 _EVENTS = {"sent": "delivered", "send_failed": "refused for good, or given back undelivered", "enqueue_failed": "refused by a full queue"}
 
@@ -44,7 +49,25 @@ class QueuedExporter(Exporter[S]):
         super().__init__(settings, context)
         self._held = client or nullcontext()
         queue = settings.sending_queue
-        self._queue: Queue = MemoryQueue(queue.queue_size, _WEIGHTS[queue.sizer], queue.max_bytes, waits_when_full=queue.block_on_overflow)
+        weigh, waits = _WEIGHTS[queue.sizer], queue.block_on_overflow
+        self._queue: Queue
+        self._durable: DurableQueue | None = None
+        if queue.enabled and queue.storage:
+            self.custody = Custody.DURABLE
+            self._queue = self._durable = DurableQueue(
+                queue.queue_size,
+                queue.sizer,
+                weigh,
+                queue.max_disk_bytes,
+                waits_when_full=waits,
+                max_loaded_bytes=min(queue.max_bytes, _LOADED_BYTES),
+                status=context.status,
+                log=self.log,
+            )
+        else:
+            self._queue = MemoryQueue(queue.queue_size, weigh, queue.max_bytes, waits_when_full=waits)
+        self._busy = 0
+        """Senders that hold something."""
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -58,6 +81,8 @@ class QueuedExporter(Exporter[S]):
             unit = f"in {queue.sizer}"
             metrics.observe("otelcol_exporter_queue_size", f"what waits or is under way, {unit}", lambda: self._queue.size, exporter=id)
             metrics.observe("otelcol_exporter_queue_capacity", f"what the queue takes, {unit}", lambda: self._queue.capacity, exporter=id)
+            if self._durable is not None:
+                self._observe(self._durable)
 
     async def send(self, batch: Batch) -> Rejected | None:
         """One attempt. Returns when the batch is delivered; raises Retryable or Permanent. Bounded by `timeout`; may be cancelled."""
@@ -77,27 +102,37 @@ class QueuedExporter(Exporter[S]):
             raise
 
     async def start(self) -> None:
+        if self._durable is not None:
+            extension = self.context.host.extension(self.settings.sending_queue.storage)
+            storage = await self.in_thread(extension.storage, f"{self.context.kind}/{self.context.id}")
+            await self._durable.start(storage.directory, fsync=storage.fsync, in_thread=self.in_thread, spawn=self.spawn)
         await self._held.__aenter__()
         if self.settings.sending_queue.enabled:
             for number in range(self.settings.sending_queue.num_consumers):
                 self.spawn(self._work(), f"sender {number}")
 
     async def stop(self) -> None:
-        """Sends what waits, each batch once: what cannot be delivered now goes back to its sender."""
+        """Sends what waits, each batch once: what cannot be delivered now goes back to its sender. From a queue on disk, only what is
+        under way is sent: the rest is there at the next start."""
         self._stopping.set()
         self._changed.set()
         try:
-            while self._queue.size:
+            while self._busy or (self._durable is None and self._queue.size):
                 self._changed.clear()
                 await self._changed.wait()
         finally:
-            while (entry := self._queue.take_more(lambda _: True)) is not None:
-                self._settle(entry, Retryable(f"{self.context.id} was stopped before this was sent"))
-            await self._held.__aexit__(None, None, None)
+            try:
+                while (entry := self._queue.take_more(lambda _: True)) is not None:
+                    self._release(entry, Retryable(f"{self.context.id} was stopped before this was sent"))
+                if self._durable is not None:
+                    await self._durable.close()
+            finally:
+                await self._held.__aexit__(None, None, None)
 
     async def _work(self) -> None:
-        while True:
+        while self._durable is None or not self._stopping.is_set():
             entries = [await self._queue.take()]
+            self._busy += 1
             try:
                 await self._gather(entries)
                 self._sending += 1
@@ -107,7 +142,8 @@ class QueuedExporter(Exporter[S]):
                     self._sending -= 1
             finally:
                 for entry in entries:  # only what a cancellation left: settling twice does nothing
-                    self._settle(entry, Retryable(f"{self.context.id} was stopped before this was delivered"))
+                    self._release(entry, Retryable(f"{self.context.id} was stopped before this was delivered"))
+                self._busy -= 1
                 self._changed.set()
 
     async def _gather(self, entries: list[Entry]) -> None:
@@ -143,9 +179,20 @@ class QueuedExporter(Exporter[S]):
                 return
             for entry in entries:
                 await self._deliver_entries([entry])
-        except Exception as error:  # Retryable, or a bug of ours: the one who waits must hear of either
+        except Retryable as error:
             for entry in entries:
-                self._settle(entry, error)
+                if self._stopping.is_set():
+                    self._release(entry, error)
+                else:
+                    self._settle(entry, error)
+            if self._durable is not None and not self._stopping.is_set():
+                count = sum(entry.batch.count for entry in entries)
+                self.log.error("%d records were given up, as retry_on_failure says, and are lost: %s", count, error)
+        except Exception as error:  # a bug of ours: the one who waits must hear of it
+            if self._durable is not None:
+                self.log.exception("a fault of lockgate's own kept a batch from being sent; it stays on disk until the next start")
+            for entry in entries:
+                self._release(entry, error)
         else:
             for entry in entries:
                 self._settle(entry)
@@ -153,6 +200,22 @@ class QueuedExporter(Exporter[S]):
     def _settle(self, entry: Entry, error: Exception | None = None) -> None:
         if not entry.settled.done():
             self._queue.settle(entry, error)
+
+    def _release(self, entry: Entry, error: Exception) -> None:
+        if not entry.settled.done():
+            self._queue.release(entry, error)
+
+    def _observe(self, queue: DurableQueue) -> None:
+        def observe(name: str, text: str, read: Callable[[Journal], int], kind: str = "counter") -> None:
+            def value() -> float:
+                return read(queue.journal) if queue.journal is not None else 0
+
+            self.context.metrics.observe(name, text, value, kind=kind, exporter=self.context.id)
+
+        observe("lockgate_queue_disk_bytes", "bytes of the queue's segments on disk", lambda it: it.disk_bytes, "gauge")
+        observe("lockgate_queue_damaged_records", "batches lost to damage of the queue's files", lambda it: it.damaged_records)
+        observe("lockgate_queue_quarantined_bytes", "damaged bytes that were copied aside", lambda it: it.quarantined_bytes)
+        observe("lockgate_queue_torn_bytes", "bytes of an unfinished last write that were removed", lambda it: it.torn_bytes)
 
     async def _deliver(self, batch: Batch, *, split: bool = True) -> None:
         """Returns when the batch, or some part of it, is delivered and the rest is counted; raises Permanent where all was refused."""

@@ -1,8 +1,8 @@
 """The queue between `consume` and the senders: its interface, and the one in memory.
 
 A queue decides when custody changes hands: `offer` returns when the batch is durable in it or, in a memory queue, delivered. A durable
-queue (segments on disk) implements the same interface: its `offer` returns after the write, and its `take` also gives what an earlier
-process left.
+queue (durable.py) implements the same interface: its `offer` returns after the write, and its `take` also gives what an earlier process
+left.
 """
 
 from __future__ import annotations
@@ -56,15 +56,14 @@ class Queue(Protocol):
         """Returns when another entry has come."""
 
     def settle(self, entry: Entry, refusal: Exception | None = None) -> None:
-        """This entry is delivered, or refused for good or for now."""
+        """This entry is delivered, or refused for good, or given up: it leaves the queue."""
+
+    def release(self, entry: Entry, refusal: Exception) -> None:
+        """This entry is not delivered, and its sender ends: whoever has custody keeps it."""
 
 
-class MemoryQueue:
-    """A bounded queue in memory: custody stays with the caller until the batch is delivered.
-
-    A caller that gives up waiting (a client's time-out) takes its batch out again, unless it is already under way: then that attempt goes
-    on, and its outcome is nobody's to hear.
-    """
+class BoundedQueue:
+    """What both queues share: room by weight and bytes, first come first in; and what is ready to be taken."""
 
     def __init__(self, capacity: int, weigh: Weigh, max_bytes: int, *, waits_when_full: bool) -> None:
         self._capacity, self._weigh, self._max_bytes, self._waits = capacity, weigh, max_bytes, waits_when_full
@@ -81,26 +80,6 @@ class MemoryQueue:
     @property
     def capacity(self) -> int:
         return self._capacity
-
-    async def offer(self, batch: Batch) -> None:
-        await self._enter(batch)
-        entry = Entry(batch)
-        self._waiting.append(entry)
-        _wake_one(self._takers)
-        for future in self._arrivals:
-            if not future.done():
-                future.set_result(None)
-        self._arrivals.clear()
-        try:
-            # The future is shared with the sender: a cancelled caller must not cancel what a sender will settle.
-            await asyncio.shield(entry.settled)
-        except asyncio.CancelledError:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                self._leave(entry)
-            else:
-                entry.settled.add_done_callback(lambda settled: settled.exception())  # nobody waits for it any more
-            raise
 
     async def take(self) -> Entry:
         while not self._waiting:
@@ -126,14 +105,13 @@ class MemoryQueue:
         self._arrivals.append(future)
         await future
 
-    def settle(self, entry: Entry, refusal: Exception | None = None) -> None:
-        self._leave(entry)
-        if entry.settled.done():
-            return
-        if refusal is None:
-            entry.settled.set_result(None)
-        else:
-            entry.settled.set_exception(refusal)
+    def _arrive(self, entry: Entry) -> None:
+        self._waiting.append(entry)
+        _wake_one(self._takers)
+        for future in self._arrivals:
+            if not future.done():
+                future.set_result(None)
+        self._arrivals.clear()
 
     async def _enter(self, batch: Batch) -> None:
         # First come, first in: a small batch does not overtake a large one that waits for room.
@@ -146,7 +124,7 @@ class MemoryQueue:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
+                if turn.done() and not turn.cancelled() and turn.exception() is None:
                     self._size -= self._weigh(batch)
                     self._bytes -= len(batch.payload)
                 else:
@@ -165,9 +143,9 @@ class MemoryQueue:
         self._size += self._weigh(batch)
         self._bytes += len(batch.payload)
 
-    def _leave(self, entry: Entry) -> None:
-        self._size -= self._weigh(entry.batch)
-        self._bytes -= len(entry.batch.payload)
+    def _leave(self, batch: Batch) -> None:
+        self._size -= self._weigh(batch)
+        self._bytes -= len(batch.payload)
         self._admit()
 
     def _admit(self) -> None:
@@ -176,6 +154,40 @@ class MemoryQueue:
             if not turn.done():
                 self._account(batch)
                 turn.set_result(None)
+
+
+class MemoryQueue(BoundedQueue):
+    """A bounded queue in memory: custody stays with the caller until the batch is delivered.
+
+    A caller that gives up waiting (a client's time-out) takes its batch out again, unless it is already under way: then that attempt goes
+    on, and its outcome is nobody's to hear.
+    """
+
+    async def offer(self, batch: Batch) -> None:
+        await self._enter(batch)
+        entry = Entry(batch)
+        self._arrive(entry)
+        try:
+            # The future is shared with the sender: a cancelled caller must not cancel what a sender will settle.
+            await asyncio.shield(entry.settled)
+        except asyncio.CancelledError:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                self._leave(entry.batch)
+            else:
+                entry.settled.add_done_callback(lambda settled: settled.exception())  # nobody waits for it any more
+            raise
+
+    def settle(self, entry: Entry, refusal: Exception | None = None) -> None:
+        self._leave(entry.batch)
+        if entry.settled.done():
+            return
+        if refusal is None:
+            entry.settled.set_result(None)
+        else:
+            entry.settled.set_exception(refusal)
+
+    release = settle
 
 
 def _wake_one(waiters: deque[asyncio.Future[None]]) -> None:

@@ -47,13 +47,16 @@ class QueueSettings(ComponentSettings):
     sizer: Sizer = "requests"
     """What `queue_size` counts: batches, records or bytes of payload."""
     max_bytes: Size = Field(128 << 20, gt=0)
-    """Bytes of payload that may wait or be under way, whatever `sizer` counts: a thousand batches can be a gigabyte."""
+    """Bytes of payload in memory that may wait or be under way, whatever `sizer` counts: a thousand batches can be a gigabyte. With
+    `storage`, the most that is loaded from the queue at a time (never more than 16 MiB)."""
+    max_disk_bytes: Size = Field(1 << 30, ge=1 << 20)
+    """With `storage`: bytes that the queue may take on disk. `queue_size` bounds it as well."""
     block_on_overflow: bool = True
     """A full queue makes the pipeline wait; `false` refuses the batch with "queue full", to be tried again by whoever sent it."""
     wait_for_result: bool = True
     """A batch in a memory queue counts as acknowledged when it is delivered; this is always so, and `false` gives a warning."""
     storage: str = ""
-    """A storage extension to keep the queue in, so that it survives a restart. In this version the queue is in memory all the same."""
+    """A storage extension to keep the queue in. A batch is then acknowledged when it is on disk, and survives a restart."""
     batch: BatchSettings | None = None
     """Merge waiting batches of the same signal and client."""
     stalled_after: Duration = Field(300.0, gt=0)
@@ -66,9 +69,13 @@ class QueueSettings(ComponentSettings):
 
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()
-        if self.storage:
-            yield "sending_queue.storage: in this version the queue is in memory; what waits in it is not acknowledged to its sender"
-        if not self.wait_for_result:
+        if self.storage and not self.enabled:
+            yield "sending_queue.storage has no effect: the queue is not enabled"
+        if not self.block_on_overflow:
+            yield "sending_queue.block_on_overflow: false refuses what does not fit; it is lost where the sender does not try again"
+        if self.storage and self.wait_for_result and "wait_for_result" in self.model_fields_set:
+            yield "sending_queue.wait_for_result: true has no effect with storage; a batch is acknowledged when it is on disk"
+        if not self.storage and not self.wait_for_result:
             yield "sending_queue.wait_for_result: false has no effect; a batch in memory is acknowledged when it is delivered"
 
 
@@ -98,3 +105,12 @@ class SendingSettings(ComponentSettings):
     """The queue between the pipeline and the wire."""
     retry_on_failure: RetrySettings = RetrySettings()
     """Trying again what may pass later."""
+
+    def warnings(self) -> Iterator[str]:
+        yield from super().warnings()
+        if self.sending_queue.storage and self.sending_queue.enabled:
+            # Nobody else has it any more: what would be given back to its sender without storage is lost.
+            if not self.retry_on_failure.enabled:
+                yield "retry_on_failure.enabled: false loses what is not delivered at once, although the queue is on disk"
+            elif self.retry_on_failure.max_elapsed_time:
+                yield "retry_on_failure.max_elapsed_time loses what is not delivered by then, although the queue is on disk; 0 never does"

@@ -1,6 +1,7 @@
 """QueuedExporter on a virtual clock: what is acknowledged when, what is tried again, what is counted."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -325,7 +326,20 @@ async def test_no_delivery_for_long_is_an_error_in_the_log(caplog: pytest.LogCap
         consuming.cancel()
 
 
-def test_a_durable_queue_is_not_here_yet_and_says_so() -> None:
-    settings = SendingSettings.model_validate({"sending_queue": {"storage": "file_storage", "wait_for_result": False}})
-    assert [warning.split(":")[0] for warning in settings.warnings()] == ["sending_queue.storage", "sending_queue.wait_for_result"]
-    assert list(settings.extensions()) == [(("sending_queue", "storage"), "file_storage")]
+@pytest.mark.parametrize(
+    ("queue", "retry", "warned"),
+    [
+        pytest.param({}, {}, [], id="all-promises-kept"),
+        pytest.param({"storage": "file_storage"}, {}, [], id="durable"),
+        pytest.param({"wait_for_result": False}, {"max_elapsed_time": "5m"}, ["sending_queue.wait_for_result"], id="memory"),
+        pytest.param({"storage": "s", "wait_for_result": True}, {}, ["sending_queue.wait_for_result"], id="durable-wait"),
+        pytest.param({"block_on_overflow": False}, {}, ["sending_queue.block_on_overflow"], id="refuses"),
+        pytest.param({"storage": "s"}, {"max_elapsed_time": "5m"}, ["retry_on_failure.max_elapsed_time"], id="durable-gives-up"),
+        pytest.param({"storage": "s"}, {"enabled": False}, ["retry_on_failure.enabled"], id="durable-tries-once"),
+        pytest.param({"storage": "s", "enabled": False}, {}, ["sending_queue.storage"], id="storage-without-queue"),
+    ],
+)
+def test_what_gives_up_a_promise_gives_a_warning(queue: dict[str, Any], retry: dict[str, Any], warned: list[str]) -> None:
+    settings = SendingSettings.model_validate({"sending_queue": queue, "retry_on_failure": retry})
+    assert [re.split("[: ]", warning)[0] for warning in settings.warnings()] == warned
+    assert list(settings.extensions()) == ([(("sending_queue", "storage"), queue["storage"])] if "storage" in queue else [])

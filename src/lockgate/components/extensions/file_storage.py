@@ -172,6 +172,10 @@ class FileStore:
     def directory(self) -> str:
         return str(self._directory)
 
+    @property
+    def fsync(self) -> bool:
+        return self._fsync
+
     def load(self) -> bytes | None:
         """What was saved last, or before that where the newest is damaged. Raises StorageError where nothing whole is left."""
         generations, damaged = self._read()
