@@ -134,6 +134,8 @@ class QueuedExporter(Exporter[S]):
             entries = [await self._queue.take()]
             self._busy += 1
             try:
+                if self._durable is not None and self._stopping.is_set():
+                    return  # came while this ended; it stays where it is
                 await self._gather(entries)
                 self._sending += 1
                 try:
