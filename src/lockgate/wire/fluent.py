@@ -21,6 +21,7 @@ MAX_DEPTH = 20
 _MAX_TAG_BYTES = 1024
 _MAX_OPTIONS_BYTES = 64 << 10
 _MAX_CHUNK_BYTES = 1024
+_MAX_KEYS = 65536
 
 _TO_THE_END, _BARE = -1, -2
 _BODIES = (b"log", b"message")
@@ -195,7 +196,9 @@ def _record(reader: Any, raw: bytes, keys: dict[bytes, bytes]) -> bytes:
         time = _time(reader, raw)
     body = b""
     attributes: dict[bytes, bytes] = {}
-    for _ in range(reader.read_map_header()):
+    if (size := reader.read_map_header()) > _MAX_KEYS:
+        raise DecodeError(f"a record of {size} keys; at most {_MAX_KEYS} are accepted")
+    for _ in range(size):
         key = _string(reader, raw, "key")
         value = _value(reader, raw, keys, 1)
         if key in _BODIES:
@@ -213,15 +216,15 @@ def _value(reader: Any, raw: bytes, keys: dict[bytes, bytes], depth: int) -> byt
         return _scalar(reader.unpack())
     if depth >= MAX_DEPTH:
         raise DecodeError(f"lists and maps are nested more than {MAX_DEPTH} deep")
-    items = []
+    items = bytearray()  # not a list: each of its small entries would take fifty bytes
     if is_map:
         for _ in range(reader.read_map_header()):
             key = _string(reader, raw, "key")
-            items.append(_delimited(b"\x0a", _key(key, keys) + _delimited(b"\x12", _value(reader, raw, keys, depth + 1))))
-        return _delimited(b"\x32", b"".join(items))
+            items += _delimited(b"\x0a", _key(key, keys) + _delimited(b"\x12", _value(reader, raw, keys, depth + 1)))
+        return _delimited(b"\x32", bytes(items))
     for _ in range(reader.read_array_header()):
-        items.append(_delimited(b"\x0a", _value(reader, raw, keys, depth + 1)))
-    return _delimited(b"\x2a", b"".join(items))
+        items += _delimited(b"\x0a", _value(reader, raw, keys, depth + 1))
+    return _delimited(b"\x2a", bytes(items))
 
 
 def _scalar(value: Any) -> bytes:

@@ -1,6 +1,7 @@
 """Fluent Forward messages become what the collector makes of them; any bytes give records or a DecodeError, in bounded memory."""
 
 import struct
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -140,6 +141,19 @@ def test_what_repeats_the_tag_comes_in_pieces() -> None:
     raw = msgpack.packb(["t" * 1000, b"\x92\x01\x80" * 1000])
     pieces = list(fluent.requests([fluent.read_message(raw)], 7, 10_000))
     assert max(map(len, pieces)) < 12_000 and sum(otlp.validate(piece, 0) for piece in pieces) == 1000
+
+
+def test_many_empty_maps_take_no_objects() -> None:
+    raw = b"\x93\xa1t\x01\x81\xa1k\xdd" + (200_000).to_bytes(4, "big") + b"\x80" * 200_000
+    message = fluent.read_message(raw)
+    tracemalloc.start()
+    try:
+        assert len(list(fluent.requests([message], 7, 1 << 20))) == 1
+        assert tracemalloc.get_traced_memory()[1] < 40 * len(raw)
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(DecodeError, match="keys"):
+        records_of(["t", 1, {str(number): 1 for number in range(65537)}])
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5), st.integers(1, 50))
