@@ -39,6 +39,28 @@ service:
     ]
 
 
+def test_validate_finds_a_setting_that_does_not_fit_the_pipelines_signal(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("""
+receivers: {otlp: {protocols: {http: }}}
+processors:
+  attributes:
+    include: {match_type: strict, span_names: [a]}
+    actions: [{action: insert, key: a, value: b}]
+  filter:
+    spans: {exclude: {match_type: strict, log_bodies: [a]}}
+exporters: {debug: }
+service:
+  pipelines:
+    logs: {receivers: [otlp], processors: [attributes], exporters: [debug]}
+    traces: {receivers: [otlp], processors: [attributes, filter], exporters: [debug]}
+""")
+    first, second, _ = lockgate("validate", "--config", str(config)).stderr.splitlines()
+    assert first.startswith(f"{config}:5:5: processors.attributes.include: span_names: logs have no such property; known: attributes,")
+    assert first.endswith("; it is used in a pipeline of logs")
+    assert second.startswith(f"{config}:8:13: processors.filter.spans.exclude: log_bodies: traces have no such property;")
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_is_valid_and_says_what_it_needs(preset: str) -> None:
     result = lockgate("validate", "--config", preset)

@@ -8,7 +8,7 @@ followed.) Regular expressions match anywhere in the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from lockgate.attributes.values import decode, encode, find, scalar_text, text
 from lockgate.batch import Signal
 from lockgate.kit import regex
+from lockgate.kit.document import Path
 from lockgate.kit.settings import Settings
 
 Matches = Callable[[Any, Any, Any], bool]
@@ -117,12 +118,16 @@ class MatchProperties(Settings):
     def _given(self) -> set[str]:
         return {name for name in type(self).model_fields if name != "match_type" and getattr(self, name)}
 
+    def conflict(self, signal: Signal) -> str:
+        """The properties named here that this signal's records do not have, in words; empty where there are none."""
+        if strange := self._given() - self._USED[signal]:
+            return f"{', '.join(sorted(strange))}: {signal} have no such property; known: {', '.join(sorted(self._USED[signal]))}"
+        return ""
+
     def compile(self, signal: Signal) -> Matches:
         """Raises ValueError for properties that this signal's records do not have."""
-        if strange := self._given() - self._USED[signal]:
-            raise ValueError(
-                f"{', '.join(sorted(strange))}: {signal} have no such property; known: {', '.join(sorted(self._USED[signal]))}"
-            )
+        if conflict := self.conflict(signal):
+            raise ValueError(conflict)
         checks: list[Matches] = []
 
         def add(wanted: Sequence[str], read: Callable[[Any, Any, Any], str]) -> None:
@@ -153,6 +158,13 @@ class MatchProperties(Settings):
         if len(checks) == 1:
             return checks[0]
         return lambda entry, scope, record: all(check(entry, scope, record) for check in checks)
+
+
+def conflicts(include: MatchProperties | None, exclude: MatchProperties | None, signal: Signal) -> Iterator[tuple[Path, str]]:
+    """(where, what) of the properties that this signal's records do not have."""
+    for name, properties in (("include", include), ("exclude", exclude)):
+        if properties is not None and (conflict := properties.conflict(signal)):
+            yield (name,), conflict
 
 
 def selection(include: MatchProperties | None, exclude: MatchProperties | None, signal: Signal) -> Matches | None:

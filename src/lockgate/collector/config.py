@@ -383,6 +383,9 @@ class _Check:
             if configured and signal not in configured.component.signals:
                 able = ", ".join(sorted(configured.component.signals))
                 self._problem(path, f"{hit[0].singular} {id} does not take {signal}", f"it takes {able}")
+            elif configured:
+                for inner, what in configured.settings.conflicts(signal):
+                    self._problem((hit[0].value, id, *inner), what, f"it is used in a pipeline of {signal}")
 
     def _extensions(self, service: ServiceSettings) -> None:
         names = [name for kind, name in self.defined if kind is Kind.EXTENSION]

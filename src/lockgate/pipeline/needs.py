@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lockgate.batch import Signal
 from lockgate.kit.document import Path as KeyPath
 from lockgate.kit.settings import Settings
 
@@ -120,6 +121,10 @@ class ComponentSettings(Settings):
             if isinstance(value, ComponentSettings):
                 for path, id in value.extensions():
                     yield (name, *path), id
+
+    def conflicts(self, signal: Signal) -> Iterator[tuple[KeyPath, str]]:
+        """(where, what) of each setting that a pipeline of this signal cannot use; start would refuse it."""
+        yield from ()
 
     def warnings(self) -> Iterator[str]:
         """What is accepted, but gives up a promise or has no effect here; shown at start and by `validate`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from lockgate.attributes.actions import Action, compile_actions
-from lockgate.attributes.matching import MatchProperties, selection
+from lockgate.attributes.matching import MatchProperties, conflicts, selection
 from lockgate.attributes.records import data_points, groups
+from lockgate.kit.document import Path
 from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
 
 
@@ -19,6 +22,9 @@ class AttributesSettings(ComponentSettings):
     """Only records that match are changed; all, if it is left out."""
     exclude: MatchProperties | None = None
     """Of these, records that match are left alone."""
+
+    def conflicts(self, signal: Signal) -> Iterator[tuple[Path, str]]:
+        yield from conflicts(self.include, self.exclude, signal)
 
 
 @component("attributes", AttributesSettings)

@@ -5,12 +5,14 @@ Behaviour: the contrib collector's `filterprocessor`. Conditions in OTTL are not
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from lockgate.attributes.matching import AttributeMatch, MatchProperties, MatchType, SeverityMatch, deciding_keys, selection
+from lockgate.attributes.matching import AttributeMatch, MatchProperties, MatchType, SeverityMatch, conflicts, deciding_keys, selection
 from lockgate.attributes.records import keep, keep_groups, representatives
+from lockgate.kit.document import Path
 from lockgate.kit.settings import Settings
 from lockgate.pipeline.contract import Batch, ComponentSettings, Context, Processor, Signal, component
 from lockgate.wire import records
@@ -127,6 +129,11 @@ class FilterSettings(_NoOttl, ComponentSettings):
     """For pipelines of metrics."""
     spans: SpanFilters = SpanFilters()
     """For pipelines of traces."""
+
+    def conflicts(self, signal: Signal) -> Iterator[tuple[Path, str]]:
+        if signal is Signal.TRACES:
+            for path, what in conflicts(self.spans.include, self.spans.exclude, signal):
+                yield ("spans", *path), what
 
 
 @component("filter", FilterSettings)
