@@ -10,6 +10,7 @@ another pod (UID, container id) and by its name, until another pod of that name 
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import heapq
 import sys
@@ -216,7 +217,7 @@ def _rank(pod: Pod) -> tuple[bool, str, str, str]:
     return not pod.deleted, pod.started or pod.created, pod.created, pod.uid
 
 
-class Cache(Generic[W]):
+class Cache(abc.ABC, Generic[W]):
     """A query's objects, followed from entering to leaving. The base of PodCache and MetaCache, which say how an object is kept."""
 
     def __init__(self, client: Client, query: Query, wire: type[W]) -> None:
@@ -303,17 +304,17 @@ class Cache(Generic[W]):
                     self._events["deleted"].add()
         self.synced.set()
 
+    @abc.abstractmethod
     def _keep(self, item: W) -> bool:
         """Takes an object in; whether it was known before."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _forget(self, uid: str) -> bool:
         """An object is gone; whether it was known."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _uids(self) -> Iterable[str]:
         """Of all objects that exist, as far as is known."""
-        raise NotImplementedError
 
 
 class PodCache(Cache[WirePod]):
