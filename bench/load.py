@@ -1,4 +1,4 @@
-"""Sends OTLP logs as agents would: `python bench/load.py URL PODS.json RECORDS BATCH_RECORDS RESOURCES [--no-ids]`.
+"""Sends OTLP logs as agents would: `python bench/load.py URL PODS.json RECORDS BATCH_RECORDS RESOURCES`.
 
 Bodies are made and compressed before the first is sent; four requests are under way at a time.
 """
@@ -37,7 +37,7 @@ def body(pods: list[dict[str, str]], records: int) -> bytes:
     return b"".join(out)
 
 
-async def main(url: str, pods: list[dict[str, str]], records: int, per_batch: int, resources: int, *options: str) -> None:
+async def main(url: str, pods: list[dict[str, str]], records: int, per_batch: int, resources: int) -> None:
     around = itertools.islice(itertools.cycle(pods), BODIES * resources)
     bodies = [compress(body(list(itertools.islice(around, resources)), per_batch), "gzip") for _ in range(BODIES)]
     numbers = iter(range(records // per_batch))
@@ -45,9 +45,7 @@ async def main(url: str, pods: list[dict[str, str]], records: int, per_batch: in
 
         async def send() -> None:
             for number in numbers:
-                headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
-                if "--no-ids" not in options:
-                    headers["X-Lockgate-Batch-Id"] = f"bench-{number}"
+                headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip", "X-Lockgate-Batch-Id": f"bench-{number}"}
                 while True:
                     async with session.post(url, data=bodies[number % BODIES], headers=headers) as answer:
                         if answer.status == 200:
@@ -59,4 +57,4 @@ async def main(url: str, pods: list[dict[str, str]], records: int, per_batch: in
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), *map(int, sys.argv[3:6]), *sys.argv[6:]))
+    asyncio.run(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), *map(int, sys.argv[3:6])))

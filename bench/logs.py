@@ -151,42 +151,31 @@ class Bench:
 
     def metadata(self) -> None:
         """(c) The metadata role at full speed."""
-        runs: list[tuple[str, float, Callable[[Path, str, str, Cluster], Server], list[str], str]] = [
-            ("lockgate", 1.0, lambda own, at, sink, cluster: agents.lockgate_metadata(own, at, sink, cluster.url), [], "900,000"),
+        runs: list[tuple[str, float, Callable[[Path, str, str, Cluster], Server], str]] = [
+            ("lockgate", 1.0, lambda own, at, sink, cluster: agents.lockgate_metadata(own, at, sink, cluster.url), "900,000"),
             (
                 "otelcol (without source)",
                 0.1,
                 lambda own, at, sink, cluster: agents.otelcol_metadata(own, at, sink, cluster.kubeconfig),
-                [],
                 "10x",
             ),
             (
                 "lockgate, without source",
                 1.0,
                 lambda own, at, sink, cluster: agents.lockgate_metadata(own, at, sink, cluster.url, source=False),
-                [],
-                "",
-            ),
-            (
-                "lockgate, senders that give no batch ids",
-                1.0,
-                lambda own, at, sink, cluster: agents.lockgate_metadata(own, at, sink, cluster.url),
-                ["--no-ids"],
                 "",
             ),
         ]
-        for name, share, start, options, aim in runs if self.sizes.every_row else runs[:2]:
+        for name, share, start, aim in runs if self.sizes.every_row else runs[:2]:
             if name.startswith("otelcol") and (why := agents.missing("otelcol")):
                 self.table.row("metadata", name, f"skipped: {why}")
                 continue
             count = int(self.sizes.metadata_records * share) // BATCH_RECORDS * BATCH_RECORDS
-            found = [self._feed(start, count, options) for _ in range(self.sizes.repeats)]
+            found = [self._feed(start, count) for _ in range(self.sizes.repeats)]
             cpu, wall, rss, size = min(found)
             self.table.rate("metadata", name, count / cpu, f"{count / wall:,.0f}/s, {size:.0f} B each, {rss:.0f} MB", aim)
 
-    def _feed(
-        self, start: Callable[[Path, str, str, Cluster], Server], count: int, options: list[str]
-    ) -> tuple[float, float, float, float]:
+    def _feed(self, start: Callable[[Path, str, str, Cluster], Server], count: int) -> tuple[float, float, float, float]:
         """CPU seconds, wall seconds, peak MB, compressed bytes a record."""
         port, own = free_port(), fresh(self.work / "metadata")
         with Cluster(self.work, PODS) as cluster, Sink(self.work) as sink:
@@ -195,7 +184,7 @@ class Bench:
 
                 def load(records: int) -> None:
                     url, pods = f"http://127.0.0.1:{port}/v1/logs", self.work / "pods.json"
-                    command = [sys.executable, HERE / "load.py", url, pods, records, BATCH_RECORDS, BATCH_RESOURCES, *options]
+                    command = [sys.executable, HERE / "load.py", url, pods, records, BATCH_RECORDS, BATCH_RESOURCES]
                     with Process("load", [str(part) for part in command], self.work / "load.log") as sender:
                         sender.wait(300)
                     wait_until(lambda: sink.stats()["records"] >= records, 60, f"{records} records at the backend", process, sink)
