@@ -512,8 +512,10 @@ async def test_the_agent_does_not_follow_its_own_pod(pods: Path, monkeypatch: py
     assert sink.bodies() == ["other"]
 
 
-async def test_live_rotation_as_the_kubelet_does_it_gives_each_record_exactly_once(pods: Path) -> None:
-    """Four writers at full speed, each rotated as the kubelet does, all while being read."""
+@pytest.mark.parametrize("poll_interval", ["10ms", "300ms"], ids=["prompt", "too-slow-to-see-each-file"])
+async def test_live_rotation_as_the_kubelet_does_it_gives_each_record_exactly_once(pods: Path, poll_interval: str) -> None:
+    """Four writers at full speed, each rotated as the kubelet does, all while being read: often enough a file comes, and is compressed and
+    unlinked, between two looks."""
     written: dict[str, int] = {}
     rotated = 0
 
@@ -544,10 +546,14 @@ async def test_live_rotation_as_the_kubelet_does_it_gives_each_record_exactly_on
         writer.close()
 
     sink = Sink()
-    async with make(sink, include=[f"{pods}/*/*/*.log"], operators=[{"type": "container"}]) as receiver:
+    settings: dict[str, Any] = {"include": [f"{pods}/*/*/*.log"], "operators": [{"type": "container"}], "poll_interval": poll_interval}
+    async with make(sink, **settings) as receiver:
         await asyncio.gather(*(asyncio.to_thread(kubelet, f"app{number}") for number in range(4)))
-        await sink.wait_for(len(written))
-        assert receiver.context.metrics.value("lockgate_filelog_lost_bytes") == 0
-        assert receiver.context.metrics.value("lockgate_filelog_rotations") > 50
-    assert rotated == 100
+        await sink.wait_for(len(written), seconds=60)
+        metrics = receiver.context.metrics
+        assert metrics.value("lockgate_filelog_lost_bytes") == 0
+        seen, found = metrics.value("lockgate_filelog_rotations"), metrics.value("lockgate_filelog_rotated_files_found")
+        assert found > 0 or poll_interval == "10ms"
+        # A file is renamed while it is followed, found when it was rotated already, or drained from its descriptor alone.
+        assert seen + found <= rotated == 100
     assert sorted(sink.bodies()) == sorted(written)
