@@ -328,7 +328,7 @@ class Player:
                 self.happened["lost"] += len(missing)
                 assert self.losses_at_end > content.events, f"lost, and nobody said so: {missing}"
             elif missing:
-                self.happened["lost unseen"] += len(missing)
+                self.happened["lost unseen" if self.losses_at_end > content.events else "lost unseen in silence"] += len(missing)
 
 
 def test_each_line_is_read_once_or_its_loss_is_counted(tmp_path: Path) -> None:
