@@ -626,9 +626,6 @@ class Tailer:
                 self._next_scan = min(self._next_scan, self._monotonic() + 1.0)
         if len(self._files) != adopted:
             self._in_order()
-            # What had no content when it was seen last may be any of those.
-            logs = {file.path for file in list(self._files.values())[adopted:]}
-            self._orphans = [entry for entry in self._orphans if entry.key or entry.path not in logs]
         waiting = {os.path.dirname(path) for path in self._strangers}
         orphans, self._orphans = self._orphans, []
         for entry in orphans:
