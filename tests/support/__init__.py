@@ -97,6 +97,7 @@ class FakeHost:
         self._shared: dict[object, tuple[Any, AbstractAsyncContextManager[Any], list[int]]] = {}
         self.components: dict[str, Component[Any]] = {}
         self.statuses: dict[str, Status] = {}
+        self.facts: dict[str, Callable[[], object]] = {}
 
     def extension(self, id: str) -> Extension[Any]:
         try:

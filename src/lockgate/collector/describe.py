@@ -16,7 +16,7 @@ from lockgate.collector.config import Configuration
 from lockgate.kit.settings import Secret, nearest
 from lockgate.kit.units import format_duration, parse_duration, parse_size
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import Connect, Kubernetes, Listen, Need, Read, Write
+from lockgate.pipeline.needs import Connect, Exec, Kubernetes, Listen, Need, Read, Write
 
 
 def needs_json(configuration: Configuration) -> str:
@@ -137,7 +137,7 @@ def _what(need: Need) -> str:
             return f"{_bracketed(host) or '*'}:{port}/{protocol}"
         case Connect(host, port, _, protocol):
             return f"{_bracketed(host)}:{port}/{protocol}"
-        case Read(path) | Write(path):
+        case Read(path) | Write(path) | Exec(path):
             return path
         case Kubernetes(verbs, group, resource, _, namespace):
             where = f" in {namespace}" if namespace else ""
