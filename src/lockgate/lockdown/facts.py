@@ -52,12 +52,17 @@ class Dns(Settings):
 
 
 class KubernetesApi(Settings):
-    """The API server. Whether a policy sees the Service's address or the endpoint's is not defined, so both belong here."""
+    """The API server. Whether a policy sees the Service's address or an endpoint's is not defined (Kubernetes, "Network Policies", "Behavior
+    of ipBlock selectors"), so both belong here."""
 
-    cidrs: list[Cidr] = []
-    """The address of the Service `kubernetes` and those of its endpoints; empty is every address, which is wider than it need be."""
-    ports: list[int] = [443, 6443]
-    """The Service's port and the endpoints'."""
+    service_cidrs: list[Cidr] = []
+    """The address of the Service `kubernetes`; where either list is empty, its flow is to every address: wider than it need be."""
+    service_port: int = 443
+    """That Service's port."""
+    endpoint_cidrs: list[Cidr] = []
+    """The addresses behind it."""
+    endpoint_port: int = 6443
+    """Their port."""
 
 
 class Backend(Settings):

@@ -118,7 +118,7 @@ def _egress(rows: Rows, facts: Facts, warnings: list[str]) -> Iterator[Flow]:
         ports = ((need.protocol.upper(), need.port),)
         why = (f"{component}: {need.reason}",)
         if component in asks_api:
-            yield _api(need, facts, why, warnings)
+            yield from _api(need, facts, why, warnings)
         elif (service := _service(need.host, facts)) is not None:
             ports = ((ports[0][0], service.ports.get(need.port, need.port)),)
             yield Flow("egress", _peers(service), ports, why, _words(service))
@@ -154,18 +154,27 @@ def _dns(facts: Facts, why: str) -> Iterator[Flow]:
     yield Flow("egress", (_COREDNS,), ports, (why,), "CoreDNS")
 
 
-def _api(need: Connect, facts: Facts, why: tuple[str, ...], warnings: list[str]) -> Flow:
+def _api(need: Connect, facts: Facts, why: tuple[str, ...], warnings: list[str]) -> Iterator[Flow]:
+    if (address := _address(need.host)) is not None:  # a kubeconfig's server, which is no Service
+        block = f"{address}/{address.max_prefixlen}"
+        yield Flow("egress", _addresses([block]), (("TCP", need.port),), why, f"the API server, {block}")
+        return
     api = facts.kubernetes_api
-    ports = tuple(sorted({("TCP", port) for port in (*api.ports, need.port)}))
-    if api.cidrs:
-        return Flow("egress", _addresses(api.cidrs), ports, why, "the API server, Service and endpoints")
-    warning = (
-        "the API server's addresses are not known: every address is allowed on its ports; set kubernetes_api.cidrs "
-        "(kubectl get service,endpointslices -n default -l kubernetes.io/service-name=kubernetes; kubectl get service kubernetes)"
-    )
-    if warning not in warnings:
-        warnings.append(warning)
-    return Flow("egress", _ANYWHERE, ports, why, "the API server, wherever it is")
+    for key, cidrs, port in (
+        ("service_cidrs", api.service_cidrs, api.service_port),
+        ("endpoint_cidrs", api.endpoint_cidrs, api.endpoint_port),
+    ):
+        what = f"the API server's {key.partition('_')[0]}"
+        if cidrs:
+            yield Flow("egress", _addresses(cidrs), (("TCP", port),), why, what)
+            continue
+        yield Flow("egress", _ANYWHERE, (("TCP", port),), why, f"{what}, wherever it is")
+        warning = (
+            f"{what} address is not known: every address is allowed on port {port}; set kubernetes_api.{key} "
+            "(kubectl get service,endpoints kubernetes)"
+        )
+        if warning not in warnings:
+            warnings.append(warning)
 
 
 def _peers(peer: Peer) -> tuple[dict[str, Any], ...]:

@@ -51,11 +51,15 @@ def test_an_agent_reaches_dns_and_logs_metadata_and_is_reached_by_its_scraper_al
 
 
 def test_a_metadata_role_reaches_the_api_server_by_both_of_its_addresses_and_ports_and_the_internet_without_private_ranges() -> None:
-    known = facts(kubernetes_api={"cidrs": ["10.96.0.1/32", "172.18.0.2/32"]}, clients={4318: [{}], 6831: [{"namespace": "*"}]})
+    known = facts(
+        kubernetes_api={"service_cidrs": ["10.96.0.1/32"], "endpoint_cidrs": ["172.18.0.2/32"]},
+        clients={4318: [{}], 6831: [{"namespace": "*"}]},
+    )
     derived = derive(METADATA, known)
     assert not derived.warnings
-    _, api, backend = rules(derived, "egress")
-    assert api == (({"ipBlock": {"cidr": "10.96.0.1/32"}}, {"ipBlock": {"cidr": "172.18.0.2/32"}}), (("TCP", 443), ("TCP", 6443)))
+    _, service, endpoint, backend = rules(derived, "egress")
+    assert service == (({"ipBlock": {"cidr": "10.96.0.1/32"}},), (("TCP", 443),))
+    assert endpoint == (({"ipBlock": {"cidr": "172.18.0.2/32"}},), (("TCP", 6443),))
     assert backend[0][0] == {"ipBlock": {"cidr": "0.0.0.0/0", "except": PRIVATE}} and backend[1] == (("TCP", 443),)
     assert "169.254.0.0/16" in PRIVATE  # the cloud's metadata
     assert rules(derived, "ingress")[1] == (({"namespaceSelector": {}},), (("UDP", 6831),))
@@ -65,7 +69,7 @@ def test_a_metadata_role_reaches_the_api_server_by_both_of_its_addresses_and_por
     ("rows", "known", "warning"),
     [
         (METADATA, {}, "nobody may connect to port 4318"),
-        (METADATA, {}, "the API server's addresses are not known"),
+        (METADATA, {}, "the API server's endpoint address is not known"),
         (METADATA, {"clients": {4319: [{}]}}, "clients.4319: this configuration does not listen on port 4319"),
         (AGENT, {}, "nothing says which pods that is: all of namespace sumo on port 4318"),
         (AGENT, {}, "name who may in scrapers"),
