@@ -52,8 +52,8 @@ class Dns(Settings):
 
 
 class KubernetesApi(Settings):
-    """The API server. Whether a policy sees the Service's address or an endpoint's is not defined (Kubernetes, "Network Policies", "Behavior
-    of ipBlock selectors"), so both belong here."""
+    """The API server. Whether a policy sees the Service's address or an endpoint's is not defined (Kubernetes, "Network Policies",
+    "Behavior of ipBlock selectors"), so both belong here."""
 
     service_cidrs: list[Cidr] = []
     """The address of the Service `kubernetes`; where either list is empty, its flow is to every address: wider than it need be."""
