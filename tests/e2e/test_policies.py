@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -264,3 +265,22 @@ def test_logs_reach_the_backend_under_the_policies_and_not_when_they_deny_everyt
         wait_until(lambda: delivered() == 0, what="the backend answers")
         network.enforce(replace(CLUSTER, policies=BOTH))
         wait_until(lambda: delivered() > 0, 40, "logs arrive")
+
+        def check(role: str) -> subprocess.CompletedProcess[str]:
+            pod = {"KUBERNETES_SERVICE_HOST": API, "KUBERNETES_SERVICE_PORT": "443", **ENVIRONMENT[role]}
+            command = [*network.inside(role), *lockgate, "netcheck", "--config", PRESETS[role], "--seconds", "1"]
+            return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **pod})
+
+        fine = check("agent")
+        assert fine.returncode == 0 and "logs-metadata.sumo.svc.cluster.local:4318 should be open" in fine.stdout, fine.stdout
+        assert f"ok    {API}:443 should be closed: {API}: no answer in 1 s: dropped" in fine.stdout
+        assert check("metadata").returncode == 0
+        # A cluster that enforces nothing, and one in which a rule is missing.
+        network.enforce(CLUSTER)
+        open_ = check("agent")
+        assert open_.returncode == 1 and "A canary was reached" in open_.stdout
+        without = copy.deepcopy(BOTH)
+        del without[1]["spec"]["egress"][-1]
+        network.enforce(replace(CLUSTER, policies=without))
+        broken = check("agent")
+        assert broken.returncode == 1 and "should be open: 10.96.0.20: no answer in 1 s: dropped on the way" in broken.stdout
