@@ -1,5 +1,5 @@
-"""What a configuration's needs become: the process's own sandbox.
+"""Lockdown is a function of the configuration: from its needs follow network policies, RBAC rules and the process's own sandbox.
 
-Knows needs and the kernel; no component, no telemetry and no configuration file may enter. Whatever is granted here must be a row of
-`lockgate needs`.
+Lists nothing of its own: a port, a path or a verb that stands here and in no component's `needs()` is a mistake. What the interpreter
+opens by itself is in `interpreter.py`, and in the table of `lockgate needs` like the rest.
 """
