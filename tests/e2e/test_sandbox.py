@@ -269,6 +269,17 @@ def test_best_effort_takes_what_there_is_and_says_what_is_not(place: Place) -> N
         assert "the sandbox lacks files: there is no Landlock here" in role.log.read_text()
 
 
+def test_a_process_without_capabilities_can_confine_itself(place: Place) -> None:
+    none = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    with (
+        running(place, "logs_metadata", "require", none) as (role, tries),
+        victim(place.directory / "other", place.directory / "role") as other,
+    ):
+        assert {each["CapEff"] for each in threads(role)} == {"0000000000000000"}
+        place.works("logs_metadata")
+        assert tries("read", str(other.directory / "secret")) == "EACCES"
+
+
 TRUSTING = """
 receivers:
   otlp:
