@@ -34,7 +34,7 @@ service:
 
 CALLS = "open,openat,openat2,creat,connect,bind,execve,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,symlink"
 
-BEFORE = ("/etc/locale.alias", "/usr/share/locale", "/etc/mime.types", "/etc/apache2/mime.types")
+BEFORE = ("/etc/locale.alias", "/usr/lib/locale", "/usr/share/locale", "/etc/mime.types", "/etc/apache2/mime.types")
 """What the interpreter and libc read at start, before the sandbox closes it; none of it is a user's."""
 
 

@@ -32,12 +32,14 @@ def interpreter_needs() -> Iterator[Need]:
 
 
 def mapped_files() -> list[str]:
-    """The files that this process has mapped: its libraries, and the loader. None where /proc is missing."""
+    """The files that this process has mapped to execute: the program, its libraries, and the loader. None where /proc is missing."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return []
-    return sorted({path for line in lines if (path := line.partition("/")[1] + line.partition("/")[2]) and os.path.isfile(path)})
+    # address, permissions, offset, device, inode, path (proc_pid_maps(5))
+    columns = [line.split(maxsplit=5) for line in maps]
+    return sorted({each[5] for each in columns if len(each) == 6 and "x" in each[1] and os.path.isfile(each[5])})
 
 
 def _code() -> Iterator[str]:
