@@ -6,7 +6,6 @@ Everything that start would refuse is found here, all of it at once, each with f
 from __future__ import annotations
 
 import os
-import ssl
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,8 +178,6 @@ class Configuration:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
         rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]
         rows += [("service", need) for need in self.service.telemetry.needs()]
-        # aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS.
-        rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
         for configured in self.used():
             rows += [(configured.key, need) for need in configured.settings.needs()]
         rows += [("service", need) for need in name_resolution(need for _, need in rows)]
@@ -442,11 +439,6 @@ class _Check:
                     self._problem(path, f"port {need.port}/{need.protocol} is already used by {other}", "give one of them another port")
                     break
             taken[need.protocol, need.port].append((who, need.host))
-
-
-def _system_authorities() -> list[str]:
-    paths = ssl.get_default_verify_paths()
-    return [str(FilePath(path).resolve()) for path in (paths.cafile, paths.capath) if path]
 
 
 def _everywhere(host: str) -> bool:

@@ -37,6 +37,24 @@ def tune_memory() -> None:
     atexit.register(gc.unfreeze)
 
 
+def import_http_library() -> None:
+    """Imports aiohttp without the system's certificate authorities, which it reads when it is imported: 2.5 MB and 20 ms for nothing.
+
+    Whatever speaks TLS here brings its own context (net/tls.py); aiohttp's own trusts nobody.
+    """
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, os.devnull))
+    try:
+        import aiohttp  # noqa: F401
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 @asynccontextmanager
 async def giving_back(clock: Clock, executor: Executor) -> AsyncIterator[None]:
     """Within the block, what a burst took goes back to the system within seconds: `tune_memory` alone would keep it for good."""

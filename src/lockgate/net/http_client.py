@@ -117,9 +117,20 @@ class HttpClientSettings(ComponentSettings):
         """The proxy for this URL, or None. Raises ValueError for an unusable one in the environment."""
         return parse_proxy(self.proxy_url) if self.proxy_url else proxy_for(url, os.environ)
 
+    def speaks_tls(self) -> bool:
+        """Whether any request goes to a server, or through a proxy, that speaks TLS."""
+        for url in map(URL, self.urls()):
+            try:
+                proxy = self.proxy(url)
+            except ValueError:
+                proxy = None
+            if url.scheme == "https" or (proxy is not None and proxy.scheme == "https"):
+                return True
+        return False
+
     def needs(self) -> Iterator[Need]:
         # Over plain HTTP no certificate is read.
-        unused = set() if any(url.startswith("https:") for url in self.urls()) else set(self.tls.needs())
+        unused = set() if self.speaks_tls() else set(self.tls.needs())
         yield from (need for need in super().needs() if need not in unused)
         seen: set[tuple[str, int]] = set()
         for text in self.urls():
@@ -183,7 +194,7 @@ class HttpClient:
 
     def __init__(self, settings: HttpClientSettings, context: Context) -> None:
         self._settings, self._context = settings, context
-        self._tls = settings.tls.follow(context) if any(url.startswith("https:") for url in settings.urls()) else None
+        self._tls = settings.tls.follow(context) if settings.speaks_tls() else None
         self._headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
         self._session: aiohttp.ClientSession | None = None
 
