@@ -76,8 +76,11 @@ def known(kind: Kind) -> dict[str, str]:
 def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     """The component class of this type, imported now; None where there is none. Raises UnusableComponent."""
     type_name = UPSTREAM_SPELLINGS.get(kind, {}).get(type_name, type_name)
-    target = known(kind).get(type_name)
-    if target is None:
+    if (built_in := BUILT_IN[kind].get(type_name)) is not None:
+        target = f"lockgate.components.{kind.value}.{built_in}"
+    elif (installed := known(kind).get(type_name)) is not None:  # reads the metadata of every package there is
+        target = installed
+    else:
         return None
     module, _, attribute = target.partition(":")
     try:
