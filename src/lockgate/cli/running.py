@@ -26,9 +26,11 @@ def plain_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]] | N
 
 def run(config: list[str], overrides: list[str]) -> int:
     """Runs what these make together; the exit status."""
+    from lockgate.collector.components import any_installed
     from lockgate.collector.memory import import_http_library
 
-    import_http_library()
+    if not any_installed():  # somebody else's component may count on what aiohttp trusts
+        import_http_library()
     from lockgate.collector.config import load
     from lockgate.collector.program import run as run_program
 

@@ -92,6 +92,11 @@ def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     return found
 
 
+def any_installed() -> bool:
+    """Whether any package brings components of its own."""
+    return bool(entry_points(group=ENTRY_POINTS))
+
+
 def summary(kind: Kind, type_name: str) -> str:
     """What a component does: the first sentence of its module. Raises UnusableComponent."""
     find(kind, type_name)
