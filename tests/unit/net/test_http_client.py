@@ -150,7 +150,7 @@ def test_needs_name_the_proxy_where_there_is_one(monkeypatch: pytest.MonkeyPatch
     ]
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     assert [need for need in settings.needs() if isinstance(need, Connect)] == [
-        Connect("proxy.test", 3128, "requests to https://backend.test through this proxy")
+        Connect("proxy.test", 3128, "requests to https://backend.test through this proxy", is_proxy=True)
     ]
 
 
