@@ -136,7 +136,7 @@ def enter(mode: Mode, needs: Iterable[Need]) -> Sandbox:
         return Sandbox()
     needs = list(needs)
     version, filter = landlock.abi(), b""
-    lacking = list(_lacking(version))
+    lacking = list(_lacking(version, len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1))
     try:
         found = plan(needs)
         filter = seccomp.program(os.uname().machine, udp=found.udp, programs=found.programs)
@@ -171,15 +171,14 @@ def enter(mode: Mode, needs: Iterable[Need]) -> Sandbox:
     return sandbox
 
 
-def _lacking(version: int) -> Iterator[str]:
-    """What this kernel and process cannot give, of what `require` asks."""
+def _lacking(version: int, threads: int) -> Iterator[str]:
+    """What this kernel, and a process with so many threads, cannot give of what `require` asks."""
     if not version:
         yield "files: there is no Landlock here (it takes Linux 5.13, `lsm=landlock`, and a container runtime that lets it through)"
     elif version < landlock.TRUNCATE:
         yield f"truncation of files: Landlock ABI {version} cannot refuse it (Linux 6.2 can)"
     if version < landlock.TCP:
         yield f"TCP ports: Landlock ABI {version} cannot refuse them (Linux 6.7 can)"
-    threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
     if threads > 1:
         yield f"files and ports of {threads - 1} threads that were started before the sandbox: a bug of what was imported"
 
