@@ -8,7 +8,7 @@ from support import Sink, context, logs, resource_attributes
 from lockgate.batch import Batch, Signal, merge
 from lockgate.components.processors.resource import ResourceProcessor, ResourceSettings
 from lockgate.components.processors.source import SourceProcessor, SourceSettings
-from lockgate.pipeline.contract import Processor
+from lockgate.pipeline.contract import Consumer, Processor
 from lockgate.wire.resources import Resources
 
 
@@ -19,7 +19,8 @@ def chain(sink: Sink) -> list[Processor[Any]]:
         SourceProcessor(SourceSettings(exclude={"drop": "."}, collector="me"), context("source", signal=Signal.LOGS)),
         resource("last", {"action": "delete", "key": "cluster"}),
     ]
-    for before, after in zip(found, [*found[1:], sink], strict=True):
+    following: list[Consumer] = [*found[1:], sink]
+    for before, after in zip(found, following, strict=True):
         before.next = after
     return found
 
