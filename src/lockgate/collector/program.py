@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import ctypes
-import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,26 +14,26 @@ from typing import Any
 from lockgate.batch import Signal
 from lockgate.collector.config import Configuration, Configured, Pipeline
 from lockgate.collector.host import ProgramHost
+from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
+from lockgate.lockdown.sandbox import Sandbox, enter
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
 from lockgate.pipeline.fan_out import fan_out
 from lockgate.pipeline.graph import running
 
 log = logging.getLogger("lockgate.service")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-
 
 class Program:
     """One configuration's components, wired. Building does no I/O; `run` does."""
 
-    def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
+    def __init__(self, configuration: Configuration, clock: Clock | None = None, sandbox: Sandbox | None = None) -> None:
         self.configuration = configuration
         self.clock = clock or SystemClock()
         self.metrics = Metrics()
-        self.host = ProgramHost()
+        self.host = ProgramHost({"sandbox": (sandbox or Sandbox()).status})
         self.components: list[Component[Any]] = []
         """In the order of entering: extensions, exporters, then each pipeline against the flow, receivers last."""
         self.host.add_status("service", Status(self.clock))
@@ -119,6 +115,7 @@ class Program:
             starting.block("not everything is started yet")
             await stack.enter_async_context(running(self.components, service.shutdown_timeout))
             starting.clear()
+            await stack.enter_async_context(giving_back(self.clock, self.host.executor))
             self._process_metrics()
             log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
             if on_ready:
@@ -146,7 +143,9 @@ def run(configuration: Configuration) -> int:
         log.warning("%s", warning)
     tune_memory()
     try:
-        asyncio.run(_run_until_signal(configuration))
+        # Everything that is configured is imported by now, and no thread is started yet.
+        sandbox = enter(configuration.service.sandbox, [need for _, need in configuration.needs()])
+        asyncio.run(_run_until_signal(configuration, sandbox))
     except Exception as error:
         for leaf in _leaves(error):
             # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
@@ -156,7 +155,7 @@ def run(configuration: Configuration) -> int:
     return 0
 
 
-async def _run_until_signal(configuration: Configuration) -> None:
+async def _run_until_signal(configuration: Configuration, sandbox: Sandbox) -> None:
     stop = asyncio.Event()
 
     def end(number: int) -> None:
@@ -168,7 +167,7 @@ async def _run_until_signal(configuration: Configuration) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, number)
-    program = Program(configuration)
+    program = Program(configuration, sandbox=sandbox)
     started = asyncio.ensure_future(program.run(stop))
     # A start that hangs (a name that does not resolve, a mount that does not answer) ends at the first signal as well.
     stopping = asyncio.ensure_future(stop.wait())
@@ -184,26 +183,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
-
-
-def tune_memory() -> None:
-    """Keeps large buffers in the process: glibc otherwise maps and unmaps each one (1-4 times the cost of a batch, measured).
-
-    And freezes what start-up made, so that the collector of cycles does not walk it again and again.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
-            mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-            mallopt(_M_ARENA_MAX, 2)
-    gc.collect()
-    gc.freeze()
-    # At exit what is frozen must be collectable again, or extension modules (DuckDB's nanobind) report all they own as leaked.
-    atexit.register(gc.unfreeze)
-
-
-def resident_bytes() -> float:
-    """This process's resident memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")

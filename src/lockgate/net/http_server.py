@@ -16,10 +16,15 @@ import fnmatch
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from aiohttp import hdrs, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import hdrs
+
+# Not aiohttp.web: its routes, files and websockets are 1.3 MB that nothing here uses.
+from aiohttp.web_protocol import PayloadAccessError, RequestHandler, RequestPayloadError
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
@@ -32,6 +37,8 @@ from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooL
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
+
+T = TypeVar("T")
 
 _RETRY_SECONDS = 1
 """What a client is asked to wait when a bound is reached: long enough to not spin, short enough to not lose a beat."""
@@ -149,7 +156,7 @@ class HttpRefusal(Exception):
         return headers
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class HttpServer:
@@ -217,8 +224,9 @@ class HttpServer:
         self._listener = self._server = None
 
     @asynccontextmanager
-    async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """The request's body, inflated; its bytes count as in flight until the block is left. Raises HttpRefusal."""
+    async def body(self, request: BaseRequest, make: Callable[[bytes], T]) -> AsyncIterator[T]:
+        """What `make` makes of the request's body, inflated (by one job in a thread, where it is not small). The inflated bytes count as in
+        flight until the block is left. Raises HttpRefusal, and what `make` raises."""
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
         if encoding not in self._encodings:
             accepted = ", ".join(sorted(self._encodings - {""}))
@@ -226,14 +234,14 @@ class HttpServer:
         share = Share(self.budget)
         try:
             raw = await self._read(request, share)
-            payload = await self._inflate(raw, encoding)
+            made, size = await self._inflate(raw, encoding, make)
             del raw
-            _hold(share, len(payload))
-            yield payload
+            _hold(share, size)
+            yield made
         finally:
             share.release()
 
-    async def _read(self, request: web.BaseRequest, share: Share) -> bytes:
+    async def _read(self, request: BaseRequest, share: Share) -> bytes:
         limit, length = self.settings.body_limit, request.content_length
         if length is not None and length > limit:
             raise HttpRefusal(413, f"the body has {length} bytes; at most {limit} are accepted")
@@ -252,24 +260,26 @@ class HttpServer:
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
-        except (web.PayloadAccessError, web.RequestPayloadError) as error:
+        except (PayloadAccessError, RequestPayloadError) as error:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _inflate(self, raw: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity") or not raw:
-            return raw  # a body of no bytes holds nothing, however it is labelled
+    async def _inflate(self, raw: bytes, encoding: str, make: Callable[[bytes], T]) -> tuple[T, int]:
         limit = self.settings.inflated_limit
+        is_plain = encoding in ("", "identity") or not raw  # a body of no bytes holds nothing, however it is labelled
+        if is_plain:
+            encoding, limit = "", len(raw)
         try:
-            if len(raw) <= OFFLOAD_BYTES // 4:
-                return decompress(raw, encoding, limit)
-            return await asyncio.get_running_loop().run_in_executor(self._context.host.executor, decompress, raw, encoding, limit)
+            if len(raw) <= (OFFLOAD_BYTES if is_plain else OFFLOAD_BYTES // 4):
+                return _inflated(raw, encoding, limit, make)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._context.host.executor, _inflated, raw, encoding, limit, make)
         except TooLarge:
             raise HttpRefusal(413, f"the body inflates to more than the {limit} bytes that are accepted") from None
         except CorruptBody as error:
             raise HttpRefusal(400, f"the body is not what its Content-Encoding says: {error}") from error
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
         task = asyncio.current_task()
         assert task is not None
         self._under_way.add(task)
@@ -301,9 +311,9 @@ class HttpServer:
             request.protocol.force_close()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers and self._origin(request):
-            return web.Response(status=204)
+            return Response(status=204)
         if self.settings.auth is not None:
             try:
                 headers = {name.lower(): value for name, value in request.headers.items()}
@@ -312,11 +322,11 @@ class HttpServer:
                 raise HttpRefusal(401, f"not authenticated: {error}") from None
         return await self._handler(request)
 
-    def _origin(self, request: web.BaseRequest) -> str | None:
+    def _origin(self, request: BaseRequest) -> str | None:
         origin = request.headers.get(hdrs.ORIGIN, "")
         return origin if origin and any(fnmatch.fnmatchcase(origin, pattern) for pattern in self.settings.cors.allowed_origins) else None
 
-    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def _add_cors(self, request: BaseRequest, response: StreamResponse) -> None:
         cors, origin = self.settings.cors, self._origin(request)
         if origin is None:
             return
@@ -333,9 +343,14 @@ class HttpServer:
                 response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(cors.max_age)
 
 
-def refused(refusal: HttpRefusal) -> web.Response:
+def _inflated(raw: bytes, encoding: str, limit: int, make: Callable[[bytes], T]) -> tuple[T, int]:
+    payload = decompress(raw, encoding, limit)
+    return make(payload), len(payload)
+
+
+def refused(refusal: HttpRefusal) -> Response:
     """The refusal as plain text; protocols with an error format of their own catch HttpRefusal themselves."""
-    return web.Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
+    return Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
 
 
 def _hold(share: Share, size: int) -> None:
@@ -343,7 +358,7 @@ def _hold(share: Share, size: int) -> None:
         raise HttpRefusal(503, "as many bytes are in flight as are accepted; try again", _RETRY_SECONDS)
 
 
-class _Server(web.Server):
+class _Server(Server):
     """aiohttp's server, with our connections: bounded in number and in the time that a request's head may take."""
 
     def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:

@@ -192,9 +192,11 @@ class Rounds:
     # Delivering.
 
     async def _deliver_soon(self, found: Round) -> None:
+        for range_ in found.passed:
+            range_.take()
+        self._changed = self._changed or bool(found.passed or found.ranges)
         if not found.ranges:
             return
-        self._changed = True
         if not found.records:
             for range_ in found.ranges:
                 range_.take()

@@ -131,6 +131,8 @@ class Round:
     records: int = 0
     more: bool = False
     """Whether files have more to give at once."""
+    passed: list[Range] = field(default_factory=list)
+    """What was passed over, because a queue holds it: to be taken at once."""
 
 
 class Tailer:
@@ -501,6 +503,7 @@ class Tailer:
         """Follow this open file. `log`: whose rotated file it is; `entry`: what is known of this content, whatever file it stood in."""
         status = os.fstat(descriptor)
         identity = status.st_dev, status.st_ino
+        real = path if real == path else real  # one string for both
         if identity in self._files or identity in self.options.own:
             os.close(descriptor)
             return
@@ -844,7 +847,7 @@ class Tailer:
         size = min(position, self._max_chunk)
         return b"\n" not in file.pread(size, position - size)
 
-    def _cross(self, file: Followed, life: Life) -> None:
+    def _cross(self, file: Followed, life: Life) -> Range:
         """Pass over what a queue holds already."""
         islands = self._islands[life]
         start, end = islands.pop(0)
@@ -852,8 +855,8 @@ class Tailer:
             del self._islands[life]
         life.anchor = self._anchor(file, end)
         life.read, life.skipping = end, self._is_in_cut_line(file, end, life.anchor)
-        life.take(start, end, life.skipping, life.anchor)
         file.size = max(file.size, end)
+        return Range(file, life, start, end, life.skipping, life.anchor, 0)
 
     def _read_again(self, left_bytes: int, left_records: int, into: Round) -> tuple[int, int]:
         """Read what queues lost once more; gives what is left of the round."""
@@ -991,7 +994,7 @@ class Tailer:
         if self._islands and (islands := self._islands.get(life)):
             stop = islands[0][0]
             if position >= stop:
-                self._cross(file, life)
+                into.passed.append(self._cross(file, life))
                 return 0, 0, True
             size = min(size, stop - position)
         content = file.pread(len(life.anchor) + size, position - len(life.anchor))
