@@ -644,7 +644,7 @@ class Tailer:
 
     def _meet(self, path: str, log: str) -> bool:
         """Find out what this rotated file is, and follow it if there is something to read; false where that must wait."""
-        is_packed = self._is_packed(path)
+        is_packed = path.endswith(".gz")
         try:
             status = os.stat(path)
             identity = status.st_dev, status.st_ino
@@ -754,9 +754,6 @@ class Tailer:
         key = life_key(status.st_dev, status.st_ino, head.partition(b"\n")[0], 0)
         first = identity_of(head)
         return Saved(key, status.st_dev, status.st_ino, log, path, size, False, anchor, first, size, 0, unpacked is not None, True)
-
-    def _is_packed(self, path: str) -> bool:
-        return path.endswith(".gz")
 
     def _in_order(self) -> None:
         """Files that were rotated away are read the oldest first; they were found by listing, in no order."""
