@@ -53,7 +53,8 @@ _HELD_PER_BYTE = 4
 
 
 class FluentForwardSettings(ComponentSettings):
-    """Where to receive Fluent Forward."""
+    """Where to receive Fluent Forward. Without the protocol's handshake, as the collector's: leave `shared_key` out of the client's
+    configuration, and where clients must show who they are use `tls` with `client_ca_file`."""
 
     endpoint: str = "0.0.0.0:8006"
     """`host:port` to listen on (TCP, and UDP for heartbeats); or `unix:///path` or a path, for a Unix socket."""
