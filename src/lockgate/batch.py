@@ -45,8 +45,17 @@ class Origin:
     """Where a part of a batch came from: bytes [start, end) of a source. A queue record keeps it, so a source knows what is durable."""
 
     source: str
+    """`OWNER:KEY`: the receiver's id, and what names the source in every process of that receiver."""
     start: int
     end: int
+    lines: int = 0
+    """Lines in these bytes, and how many records they became; for the ledger."""
+    records: int = 0
+
+    @property
+    def owner(self) -> str:
+        """The id of the receiver whose source it is."""
+        return self.source.rpartition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from lockgate.batch import Batch, Signal, count_records, derived_id
+from lockgate.batch import Batch, Origin, Signal, count_records, derived_id
 from lockgate.kit.metrics import Metrics
-from lockgate.pipeline.contract import Component, Context, Extension, Kind, Status
+from lockgate.pipeline.contract import Component, Context, Extension, Held, Kind, Status
 
 
 class Sink:
@@ -97,6 +97,19 @@ class FakeHost:
         self._shared: dict[object, tuple[Any, AbstractAsyncContextManager[Any], list[int]]] = {}
         self.components: dict[str, Component[Any]] = {}
         self.statuses: dict[str, Status] = {}
+        self.holds = Held()
+        self.positions: dict[str, Mapping[str, int]] = {}
+        """What receivers said that they saved, by owner."""
+        self.given_back: list[Origin] = []
+
+    def held(self, owner: str) -> Held:
+        return self.holds
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        self.positions[owner] = dict(positions)
+
+    def give_back(self, origins: Sequence[Origin]) -> None:
+        self.given_back.extend(origins)
 
     def extension(self, id: str) -> Extension[Any]:
         try:

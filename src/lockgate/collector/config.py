@@ -175,6 +175,12 @@ class Configuration:
                 names |= dict.fromkeys((k, id) for k in kinds)
         return [self.components[name] for name in names]
 
+    def behind(self, receiver: str) -> list[str]:
+        """The exporters that what this receiver (or connector) brings may reach."""
+        ahead = [id for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
+        found = {id: [id] if (Kind.EXPORTER, id) in self.components else self.behind(id) for id in ahead}
+        return list(dict.fromkeys(id for ids in found.values() for id in ids))
+
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
         rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lockgate.pipeline.contract import Component, Extension, Status
+from lockgate.batch import Origin
+from lockgate.pipeline.contract import Component, Exporter, Extension, Held, Receiver, Status
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class ProgramHost:
         self._shared: dict[object, _Shared] = {}
         self._components: dict[str, Component[Any]] = {}
         self._statuses: dict[str, Status] = {}
+        self._behind: dict[str, list[Exporter[Any]]] = {}
 
     def add(self, key: str, component: Component[Any]) -> None:
         """Makes a component known by `kind/id` (processors: `kind/id@pipeline`)."""
@@ -41,6 +43,23 @@ class ProgramHost:
     def add_status(self, key: str, status: Status) -> None:
         """Makes a status known, of a component or of the program itself (`service`)."""
         self._statuses[key] = status
+
+    def add_behind(self, receiver: str, exporters: Sequence[Exporter[Any]]) -> None:
+        """Makes known which exporters a receiver's batches may reach."""
+        self._behind[receiver] = list(exporters)
+
+    def held(self, owner: str) -> Held:
+        return Held.by_all([exporter.held(owner) for exporter in self._behind[owner]])
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        for exporter in self._behind[owner]:
+            exporter.saved(owner, positions)
+
+    def give_back(self, origins: Sequence[Origin]) -> None:
+        for owner in {origin.owner for origin in origins}:
+            receiver = self._components.get(f"receivers/{owner}")
+            if isinstance(receiver, Receiver) and receiver.running:  # one that is not asks for `held` when it starts
+                receiver.give_back([origin for origin in origins if origin.owner == owner])
 
     @property
     def components(self) -> Mapping[str, Component[Any]]:

@@ -89,6 +89,7 @@ class Program:
         for configured in used:
             if configured.kind is Kind.RECEIVER:
                 self._receive(configured, heads)
+                self.host.add_behind(configured.id, [consumers[id] for id in self.configuration.behind(configured.id)])
 
     def _chain(self, pipeline: Pipeline, exporters: list[Consumer]) -> Consumer:
         head = fan_out(exporters, self.clock)

@@ -14,16 +14,19 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from lockgate.batch import ALL_SIGNALS, Batch, Signal
+from lockgate.batch import ALL_SIGNALS, Batch, Origin, Signal
 from lockgate.kit.clock import Clock
 from lockgate.kit.metrics import Metrics, Series
+from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
 from lockgate.pipeline.needs import ComponentSettings
 
@@ -78,6 +81,32 @@ class Storage(Protocol):
         """Whether what is written there must be on disk before it counts."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the durable queues behind a receiver know of its sources, by `Origin.source`."""
+
+    durable: Mapping[str, Ranges] = field(default_factory=dict)
+    """In every one of those queues, or delivered by it, and not yet `saved`."""
+    lost: Mapping[str, Ranges] = field(default_factory=dict)
+    """Was durable once and cannot be read any more in one of them: to be read from the source again, whatever its own positions say."""
+
+    @classmethod
+    def by_all(cls, several: Sequence[Held]) -> Held:
+        """Durable where all of these say so, lost where one does."""
+        durable = (
+            {
+                source: reduce(and_, (held.durable[source] for held in several))
+                for source in set.intersection(*(set(held.durable) for held in several))
+            }
+            if several
+            else {}
+        )
+        lost: dict[str, Ranges] = {}
+        for source, ranges in ((source, ranges) for held in several for source, ranges in held.lost.items()):
+            lost[source] = Ranges([*lost.get(source, ()), *ranges])
+        return cls(durable, lost)
+
+
 class Host(Protocol):
     """What the program offers to components: extensions, shared things, threads."""
 
@@ -87,6 +116,18 @@ class Host(Protocol):
     @asynccontextmanager
     def shared(self, key: object, make: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
         """One instance per key for all who ask (a watch cache), entered by the first and left by the last."""
+
+    def held(self, owner: str) -> Held:
+        """What the queues behind the receiver `owner` hold: where it goes on after a kill. Asked at its start, when all queues are open."""
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        """The receiver `owner` has saved, durably, that it goes on from these positions of these sources, and knows no others.
+
+        Queues then need not remember what lies before them, nor anything of its other sources.
+        """
+
+    def give_back(self, origins: Sequence[Origin]) -> None:
+        """What a queue had made durable from these origins is damaged: their receivers read it again, where it can still be had."""
 
     @property
     def executor(self) -> Executor:
@@ -226,6 +267,9 @@ class Receiver(Component[S]):
         self.outputs: dict[Signal, Consumer] = {}
         self._counts: dict[tuple[Signal, str, str], Series] = {}
 
+    def give_back(self, origins: Sequence[Origin]) -> None:
+        """These bytes of its sources were durable behind it and are damaged. One that can read them again does."""
+
     async def emit(self, batch: Batch, transport: str = "") -> None:
         """Hand this batch on and count what became of it: the one way out of a receiver."""
         try:
@@ -290,6 +334,13 @@ class Exporter(Component[S]):
 
     kind = Kind.EXPORTER
 
+    def held(self, owner: str) -> Held:
+        """See `Host.held`; of this exporter's queue alone."""
+        return Held()
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        """See `Host.saved`."""
+
     async def consume(self, batch: Batch) -> None:
         raise TypeError(f"{type(self).__name__} must define consume")
 
@@ -342,6 +393,7 @@ __all__ = [
     "Custody",
     "Exporter",
     "Extension",
+    "Held",
     "Host",
     "Kind",
     "Permanent",

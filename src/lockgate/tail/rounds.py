@@ -55,6 +55,7 @@ class Rounds:
         spawn: Callable[[Coroutine[Any, Any, Any], str], Any],
         executor: Executor,
         *,
+        owner: str,
         storage: Storage | None,
         clock: Clock,
         status: Status,
@@ -62,6 +63,7 @@ class Rounds:
         limits: Limits | None = None,
         after_look: Callable[[], None] = lambda: None,
     ) -> None:
+        self._owner = owner
         self._tailer, self._emit, self._spawn, self._executor = tailer, emit, spawn, executor
         self._storage, self._clock, self._status, self._log = storage, clock, status, log
         self.limits = limits or Limits()
@@ -181,7 +183,7 @@ class Rounds:
             for range_ in found.ranges:
                 range_.take()
             return
-        origins = tuple(Origin(range_.life.key, range_.start, range_.end) for range_ in found.ranges)
+        origins = tuple(Origin(f"{self._owner}:{range_.life.key}", range_.start, range_.end) for range_ in found.ranges)
         batch_id = derived_id(*(f"{origin.source}:{origin.start}-{origin.end}" for origin in origins))
         batch = Batch(Signal.LOGS, b"".join(found.payloads), found.records, batch_id, origins=origins)
         found.payloads.clear()

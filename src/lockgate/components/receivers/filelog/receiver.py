@@ -70,6 +70,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             self.emit,
             self.spawn,
             context.host.executor,
+            owner=context.id,
             storage=storage,
             clock=context.clock,
             status=context.status,
