@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
+from lockgate.net.compression import OFFLOAD_BYTES
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
 from lockgate.net.intake import Intake
 from lockgate.pipeline.contract import Context
@@ -67,13 +69,19 @@ class OtlpHttp:
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
         async with self.server.body(request) as body:
-            await self.intake.take(
-                signal,
-                body,
-                peer=client_address(request.remote),
-                transport="http",
-                batch_id=request.headers.get(ID_HEADER, ""),
-                decode=_decode_json if content_type == JSON else None,
+            if content_type == JSON:
+                body = await self._decoded(body, signal)
+            peer, batch_id = client_address(request.remote), request.headers.get(ID_HEADER, "")
+            await self.intake.take(signal, body, peer=peer, transport="http", batch_id=batch_id)
+
+    async def _decoded(self, body: bytes, signal: Signal) -> bytes:
+        from lockgate.wire import otlp_json
+
+        with self.server.working(otlp_json.needed_bytes(body)):
+            if len(body) <= OFFLOAD_BYTES:
+                return otlp_json.decode(body, message_type(signal))
+            return await asyncio.get_running_loop().run_in_executor(
+                self.context.host.executor, otlp_json.decode, body, message_type(signal)
             )
 
     def signal(self, path: str) -> Signal | None:
@@ -105,12 +113,6 @@ class OtlpHttp:
             # Everything that did not say JSON gets protobuf, as the specification asks for what cannot be told.
             content_type, body = PROTOBUF, Status(code=code, message=refusal.reason).SerializeToString()
         return web.Response(status=refusal.status, body=body, content_type=content_type, headers=headers)
-
-
-def _decode_json(body: bytes, signal: Signal) -> bytes:
-    from lockgate.wire import otlp_json
-
-    return otlp_json.decode(body, message_type(signal))
 
 
 def client_address(remote: str | None) -> str:

@@ -9,7 +9,7 @@ cdef class _Request:
     cdef bytes payload, kinds
     cdef Bytes src, table
     cdef unsigned long long number
-    cdef long long records
+    cdef long long records, messages
     cdef int reason, message
     cdef Py_ssize_t where
 
