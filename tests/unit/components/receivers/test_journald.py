@@ -342,8 +342,11 @@ async def test_a_damaged_file_takes_nothing_from_the_others(journal: Path) -> No
     raw[20_000:60_000] = os.urandom(40_000)
     (journal / "a.journal").write_bytes(raw)
     sink = Sink()
-    async with make(sink, directory=str(journal)):
+    async with make(sink, directory=str(journal)) as receiver:
         await until(lambda: "good" in [value_of(r.body).get("MESSAGE") for r in records(sink)])
+        await until(lambda: "unreadable" in receiver.context.status.blocked)
+        reason = receiver.context.status.blocked["unreadable"][0]
+        assert reason.startswith(f"cannot read {journal}/c.journal: ") and "it is damaged" in reason
 
 
 @pytest.mark.parametrize(
