@@ -198,6 +198,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             first = first or last
             records.append(self._records.record(fields, last, *journal.times(), now))
             size += len(records[-1])
+        journal.check()
         return _Round(self._records.request(records), len(records), first, last, more)
 
     def _is_wanted(self, fields: list[bytes]) -> bool:
