@@ -33,11 +33,10 @@ def _load() -> Any:
 
 
 class Journal:
-    """An open journal: a directory, or some files. Raises OSError, with what libsystemd says."""
+    """An open journal: a directory, or some files. Raises OSError, with what libsystemd says. Files may shrink where `shrunk.survived`."""
 
     def __init__(self, directory: str, files: Sequence[str], conditions: list[list[list[str]]]) -> None:
         self._lib = _load()
-        shrunk.watch()
         self._shrunk = shrunk.happened()
         self._handle = ctypes.c_void_p()
         handle = ctypes.byref(self._handle)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lockgate.batch import Batch, Signal, derived_id
+from lockgate.components.receivers.journald import shrunk
 from lockgate.components.receivers.journald.journal import Journal
 from lockgate.components.receivers.journald.records import Records
 from lockgate.components.receivers.journald.settings import DEFAULT_DIRECTORIES, JournaldSettings
@@ -108,7 +109,11 @@ class JournaldReceiver(Receiver[JournaldSettings]):
                 self._journal.close()
 
     async def _in_journal(self, work: Callable[..., T], *arguments: Any) -> T:
-        self._job = job = asyncio.ensure_future(self.in_thread(work, *arguments))
+        def run() -> T:
+            with shrunk.survived():
+                return work(*arguments)
+
+        self._job = job = asyncio.ensure_future(self.in_thread(run))
         return await asyncio.shield(job)
 
     async def _round(self) -> bool:
