@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import ctypes
-import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,6 +14,7 @@ from typing import Any
 from lockgate.batch import Signal
 from lockgate.collector.config import Configuration, Configured, Pipeline
 from lockgate.collector.host import ProgramHost
+from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
@@ -26,8 +23,6 @@ from lockgate.pipeline.fan_out import fan_out
 from lockgate.pipeline.graph import running
 
 log = logging.getLogger("lockgate.service")
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 class Program:
@@ -119,6 +114,7 @@ class Program:
             starting.block("not everything is started yet")
             await stack.enter_async_context(running(self.components, service.shutdown_timeout))
             starting.clear()
+            await stack.enter_async_context(giving_back(self.clock, self.host.executor))
             self._process_metrics()
             log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
             if on_ready:
@@ -184,26 +180,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
-
-
-def tune_memory() -> None:
-    """Keeps large buffers in the process: glibc otherwise maps and unmaps each one (1-4 times the cost of a batch, measured).
-
-    And freezes what start-up made, so that the collector of cycles does not walk it again and again.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
-            mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-            mallopt(_M_ARENA_MAX, 2)
-    gc.collect()
-    gc.freeze()
-    # At exit what is frozen must be collectable again, or extension modules (DuckDB's nanobind) report all they own as leaked.
-    atexit.register(gc.unfreeze)
-
-
-def resident_bytes() -> float:
-    """This process's resident memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
