@@ -99,13 +99,15 @@ def test_a_file_that_is_cut_while_it_is_read_ends_nothing(tmp_path: Path) -> Non
     journal.mkdir()
     write(journal / "a.journal", entries(*(f"{number} {'x' * 12_000}" for number in range(300))))
     write(journal / "b.journal", entries("good"), 1_800_000_000)
-    with Backend() as backend, Role(tmp_path / "role", CONFIG.format(journal=journal, url=backend.url, state=tmp_path / "state")) as role:
+    with Backend() as backend:
         backend.hold.clear()
-        wait_until(lambda: backend.seen, 20, "a first request")
-        os.truncate(journal / "a.journal", 200_000)
-        backend.hold.set()
-        wait_until(lambda: "good" in [body["MESSAGE"] for _, body in received(backend)], 20, "the entry of the other file")
-        assert "a file was cut while it was read" in role.log.read_text()
+        config = CONFIG.format(journal=journal, url=backend.url, state=tmp_path / "state")
+        with Role(tmp_path / "role", config, expect_ready=False) as role:
+            wait_until(lambda: backend.seen, 20, "a first request")
+            os.truncate(journal / "a.journal", 200_000)
+            backend.hold.set()
+            wait_until(lambda: "good" in [body["MESSAGE"] for _, body in received(backend)], 20, "the entry of the other file")
+            assert "a file was cut while it was read" in role.log.read_text()
 
 
 def test_without_libsystemd_the_collector_runs_and_the_journals_preset_says_what_it_lacks(tmp_path: Path) -> None:
