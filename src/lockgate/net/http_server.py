@@ -15,7 +15,7 @@ import asyncio
 import fnmatch
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar
 
 from aiohttp import hdrs
@@ -238,6 +238,18 @@ class HttpServer:
             del raw
             _hold(share, size)
             yield made
+        finally:
+            share.release()
+
+    @contextmanager
+    def working(self, size: int) -> Iterator[None]:
+        """So many bytes more count as in flight inside: what it takes to decode a body. Raises HttpRefusal."""
+        if size > self.budget.size:
+            raise HttpRefusal(413, f"decoding the body takes some {size} bytes; max_bytes_in_flight is {self.budget.size}")
+        share = Share(self.budget)
+        try:
+            _hold(share, size)
+            yield
         finally:
             share.release()
 

@@ -53,7 +53,8 @@ _HELD_PER_BYTE = 4
 
 
 class FluentForwardSettings(ComponentSettings):
-    """Where to receive Fluent Forward."""
+    """Where to receive Fluent Forward. Without the protocol's handshake, as the collector's: leave `shared_key` out of the client's
+    configuration, and where clients must show who they are use `tls` with `client_ca_file`."""
 
     endpoint: str = "0.0.0.0:8006"
     """`host:port` to listen on (TCP, and UDP for heartbeats); or `unix:///path` or a path, for a Unix socket."""
@@ -249,19 +250,25 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
                         self._refuse("truncated", f"the connection ended inside a message, after {framer.unfinished} bytes", peer)
                     return
                 group: list[fluent.Message] = []
-                for raw in framer.feed(data):
-                    message = fluent.read_message(raw)
-                    stands_alone = bool(message.chunk) or message.compressed
-                    if stands_alone and group:
-                        yield group, share
-                        group = []
-                    group.append(message)
-                    if stands_alone:
-                        yield group, share
-                        group = []
-                    deadline = None
+                fault: DecodeError | None = None
+                try:
+                    for raw in framer.feed(data):
+                        message = fluent.read_message(raw)
+                        stands_alone = bool(message.chunk) or message.compressed
+                        if stands_alone and group:
+                            yield group, share
+                            group = []
+                        group.append(message)
+                        if stands_alone:
+                            yield group, share
+                            group = []
+                        deadline = None
+                except DecodeError as error:
+                    fault = error
                 if group:
-                    yield group, share
+                    yield group, share  # what came before the fault is whole
+                if fault is not None:
+                    raise fault
                 if deadline is None:
                     share.release()
                 if framer.unfinished:
