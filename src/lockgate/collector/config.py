@@ -37,7 +37,7 @@ class LogSettings(Settings):
     """Added to every line."""
 
 
-class PrometheusSettings(Settings):
+class PrometheusSettings(ComponentSettings):
     """Where the program's own metrics are served as Prometheus text."""
 
     host: str = "localhost"
@@ -183,7 +183,9 @@ class Configuration:
 
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
-        rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]
+        # The directory, not the file: a mounted ConfigMap is replaced by a rename inside it.
+        places = [FilePath(file).absolute().parent.resolve() for file in self.files]
+        rows: list[tuple[str, Need]] = [("service", Read(str(place), "configuration")) for place in places]
         rows += [("service", need) for need in self.service.telemetry.needs()]
         # aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS.
         rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
