@@ -16,7 +16,7 @@ Overrides = Annotated[list[str] | None, Parameter(name="--set", negative="", con
 
 @app.command
 def run(*, config: Config, overrides: Overrides = None) -> int:
-    """Run a configuration until SIGTERM.
+    """Run a configuration until SIGTERM; SIGHUP reads it again.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def run(*, config: Config, overrides: Overrides = None) -> int:
     """
     from lockgate.collector.program import run as run_program
 
-    return run_program(_load(config, overrides))
+    return run_program(_load(config, overrides), lambda: _load(config, overrides))
 
 
 @app.command

@@ -25,7 +25,6 @@ from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 
 from lockgate.kit.sometimes import Sometimes
-from lockgate.net import listener
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
@@ -40,6 +39,7 @@ from lockgate.net.grpc import (
     status_headers,
 )
 from lockgate.net.grpc_server_settings import GrpcServerSettings
+from lockgate.net.listener import BACKLOG, Address, Listener
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
 
@@ -200,7 +200,8 @@ class GrpcServer:
         self.connections: set[_Connection] = set()
         self.port = 0
         """The port listened at, once entered: the configured one, or the system's choice where that is 0."""
-        self._servers: asyncio.Server | None = None
+        self._listener = Listener()
+        self._entered = False
         self._empty = asyncio.Event()
         self._empty.set()
         self._warned = Sometimes(context.clock, 60.0)
@@ -212,27 +213,29 @@ class GrpcServer:
         metrics.observe("lockgate_grpc_connections", "open connections of clients", lambda: len(self.connections), **labels)
 
     async def __aenter__(self) -> "GrpcServer":
-        host, port = self.settings.address
         family = {"tcp": socket.AF_UNSPEC, "tcp4": socket.AF_INET, "tcp6": socket.AF_INET6}[self.settings.transport]
         tls = self.settings.tls.follow(self.context, ["h2"]).server_context() if self.settings.tls else None
         extra: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if tls else {}
-        loop = asyncio.get_running_loop()
+
+        async def serve(listening: socket.socket) -> asyncio.Server:
+            return await asyncio.get_running_loop().create_server(self._accept, sock=listening, backlog=BACKLOG, **extra)
+
         try:
-            self._servers = await loop.create_server(self._accept, host or None, port, family=family, backlog=512, **extra)
+            await self._listener.open(self.context, Address(*self.settings.address, family), serve)
         except OSError as error:
             raise OSError(
                 error.errno, f"cannot listen for gRPC at {self.settings.endpoint}: {error.strerror or error}; choose another endpoint"
             ) from error
-        self.port = self._servers.sockets[0].getsockname()[1]
+        self.port = self._listener.port
+        self._entered = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._servers is None:
+        if not self._entered:
             return
-        self.stopping = True
-        servers, self._servers = self._servers, None
+        self.stopping, self._entered = True, False
         try:
-            await listener.close(servers)
+            await self._listener.close()
             for connection in list(self.connections):
                 connection.say_goaway()
             await self._empty.wait()

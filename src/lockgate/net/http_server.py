@@ -14,6 +14,7 @@ aiohttp serves; it neither inflates bodies by itself (it does so on the loop, wi
 import asyncio
 import fnmatch
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -24,11 +25,11 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration, Size
-from lockgate.net import listener
 from lockgate.net.address import split_endpoint
 from lockgate.net.auth import AuthSettings
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
+from lockgate.net.listener import BACKLOG, Address, Listener
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
@@ -163,7 +164,7 @@ class HttpServer:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._server: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener = Listener()
         self._tls = settings.tls.follow(context, ("http/1.1",)) if settings.tls else None
         context.metrics.observe(
             "lockgate_server_bytes_in_flight",
@@ -178,23 +179,21 @@ class HttpServer:
     @property
     def port(self) -> int:
         """The port that is listened on, which differs from the endpoint's where that is 0."""
-        assert self._listener is not None
-        return int(self._listener.sockets[0].getsockname()[1])
+        return self._listener.port
 
     async def start(self) -> None:
         """Listens. Raises OSError naming the endpoint."""
-        host, port = split_endpoint(self.settings.endpoint)
-        self._server = _Server(self._handle, self.settings, self._refused.add)
+        server = self._server = _Server(self._handle, self.settings, self._refused.add)
         timeout = self.settings.read_header_timeout or None
-        try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._server,
-                host or None,
-                port,
-                ssl=self._tls.server_context() if self._tls else None,
-                ssl_handshake_timeout=timeout if self._tls else None,
-                backlog=1024,
+        tls = self._tls.server_context() if self._tls else None
+
+        async def serve(listening: socket.socket) -> asyncio.Server:
+            return await asyncio.get_running_loop().create_server(
+                server, sock=listening, ssl=tls, ssl_handshake_timeout=timeout if tls else None, backlog=BACKLOG
             )
+
+        try:
+            await self._listener.open(self._context, Address(*split_endpoint(self.settings.endpoint)), serve)
         except OSError as error:
             who = f"{self._context.kind.singular} {self._context.id}"
             cause = os.strerror(error.errno).lower() if error.errno else str(error)
@@ -202,8 +201,7 @@ class HttpServer:
 
     async def stop(self, drain_seconds: float = 3.0) -> None:
         """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
-        if self._listener is not None:
-            await listener.close(self._listener)
+        await self._listener.close()
         if self._server is not None:
             self._server.pre_shutdown()
             if self._under_way:
@@ -214,7 +212,7 @@ class HttpServer:
             if left:
                 await asyncio.wait(left, timeout=drain_seconds)
             await self._server.shutdown(0.1)
-        self._listener = self._server = None
+        self._server = None
 
     @asynccontextmanager
     async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:

@@ -63,7 +63,8 @@ class HealthCheckExtension(Extension[HealthCheckSettings]):
             return self._body(503 if blocked else 200, text, {"ready": not blocked, "blocked": blocked})
         if request.path == "/status":
             components = {key: {"running": it.running, "custody": it.custody.value} for key, it in self.context.host.components.items()}
-            return web.json_response({"uptime_seconds": self._uptime(), "blocked": blocked, "components": components})
+            document = {"uptime_seconds": self._uptime(), "blocked": blocked, "components": components}
+            return web.json_response(document | ({"reload": self.context.host.reload} if self.context.host.reload else {}))
         raise HttpRefusal(404, f"nothing is at {request.path}; ask {self.settings.path}, /ready or /status")
 
     def _body(self, status: int, text: str, document: dict[str, object]) -> web.Response:
