@@ -8,7 +8,7 @@ import pytest
 
 from lockgate.kit.settings import Settings
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
-from lockgate.pipeline.needs import ComponentSettings, Connect, Listen, Need, Read, name_resolution
+from lockgate.pipeline.needs import ComponentSettings, Connect, Kubernetes, Listen, Need, Read, Write, is_covered, name_resolution
 
 
 class Server(ComponentSettings):
@@ -94,3 +94,58 @@ def test_localhost_is_read_from_files_and_asks_no_server(need: Need, resolv_conf
 def test_without_a_name_server_it_is_the_one_on_this_machine(tmp_path: Path) -> None:
     _, servers = dns(Connect("backend", 1, "sends"), resolv_conf=str(tmp_path / "none"))
     assert servers == [("127.0.0.1", "udp"), ("127.0.0.1", "tcp")]
+
+
+GRANTED: list[Need] = [
+    Listen("127.0.0.1", 4318, "here"),
+    Listen("", 4317, "everywhere"),
+    Listen("0.0.0.0", 24321, "every IPv4 address"),
+    Connect("Collector.example.", 443, "there"),
+    Read("/var/log/pods", "logs"),
+    Write("/var/lib/lockgate", "state"),
+    Kubernetes(("get", "list"), "", "pods", "pods"),
+    Kubernetes(("watch",), "", "pods", "pods of one namespace", "shop"),
+]
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        Listen("127.0.0.1", 4318, "for another reason"),
+        Listen("::1", 4317, ""),
+        Listen("localhost", 4317, ""),
+        Listen("10.0.0.1", 24321, ""),
+        Connect("collector.example", 443, ""),
+        Read("/var/log/pods", ""),
+        Read("/var/log/pods/a/../b", ""),
+        Read("/var/lib/lockgate/queue", "what may be written may be read"),
+        Write("/var/lib/lockgate/other", ""),
+        Kubernetes(("list",), "", "pods", "", "shop"),
+        Kubernetes(("get", "list", "watch"), "", "pods", "", "shop"),
+    ],
+)
+def test_what_is_granted_covers_the_same_and_what_is_within_it(need: Need) -> None:
+    assert is_covered(need, GRANTED)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        Listen("", 4318, "everywhere is more than here"),
+        Listen("127.0.0.2", 4318, ""),
+        Listen("127.0.0.1", 4318, "", "udp"),
+        Listen("127.0.0.1", 0, "any port is not this one"),
+        Listen("::1", 24321, ""),
+        Connect("collector.example", 80, ""),
+        Connect("other.example", 443, ""),
+        Read("/var/log", "above"),
+        Read("/var/log/pods/../secrets", ""),
+        Read("/var/log/pods2", "begins alike"),
+        Write("/var/log/pods", "what may be read may not be written"),
+        Kubernetes(("watch",), "", "pods", "", "other"),
+        Kubernetes(("list",), "", "pods/log", ""),
+        Kubernetes(("list",), "apps", "pods", ""),
+    ],
+)
+def test_what_is_granted_covers_nothing_else(need: Need) -> None:
+    assert not is_covered(need, GRANTED)
