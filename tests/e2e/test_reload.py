@@ -1,0 +1,187 @@
+"""SIGHUP: the configuration changes under load, and no line, request or connection notices."""
+
+import http.client
+import itertools
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from support.backend import Backend
+from support.otlp import log_batch
+from support.process import Role, free_port, wait_until
+
+from lockgate.batch import Signal
+from lockgate.net.otlp_grpc import METHODS
+
+
+class Configured:
+    """A configuration in a file, changed key by key."""
+
+    def __init__(self, tmp_path: Path, url: str, **queue: Any) -> None:
+        self.http, self.grpc = free_port(), free_port()
+        self.document: dict[str, Any] = {
+            "receivers": {
+                "filelog": {"include": [f"{tmp_path}/*.log"], "start_at": "beginning", "poll_interval": "50ms"},
+                "otlp": {
+                    "protocols": {
+                        "http": {"endpoint": f"127.0.0.1:{self.http}"},
+                        "grpc": {"endpoint": f"127.0.0.1:{self.grpc}"},
+                    }
+                },
+            },
+            "processors": {"resource": {"attributes": [{"action": "upsert", "key": "generation", "value": 0}]}, "batch": {}},
+            "exporters": {
+                "otlphttp": {
+                    "endpoint": url,
+                    "sending_queue": queue,
+                    "retry_on_failure": {"initial_interval": "50ms", "max_interval": "100ms"},
+                }
+            },
+            "extensions": {"health_check": {}, "file_storage": {"directory": str(tmp_path / "state"), "create_directory": True}},
+            "service": {
+                "extensions": ["health_check", "file_storage"],
+                "shutdown_timeout": "3s",
+                "pipelines": {"logs": {"receivers": ["filelog", "otlp"], "processors": ["resource", "batch"], "exporters": ["otlphttp"]}},
+            },
+        }
+        self.role = Role(tmp_path / "role", json.dumps(self.document))
+        self.path = tmp_path / "role" / "config.yaml"
+
+    def reload(self, text: str = "") -> dict[str, Any]:
+        """Writes the document, or this text, and signals; what /status says of it."""
+        before = self.last()
+        self.path.write_text(text or json.dumps(self.document))
+        self.role.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.last() != before, what=f"the reload\n{self.role.log.read_text()[-3000:]}")
+        return self.last()
+
+    def last(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.role.get("/status")[1].get("reload", {})
+        return found
+
+
+@contextmanager
+def repeated(work: Callable[[int], None]) -> Iterator[list[Exception]]:
+    """Calls `work(0)`, `work(1)`, ... in a thread; the errors."""
+    errors: list[Exception] = []
+    stopping = threading.Event()
+
+    def run() -> None:
+        for number in itertools.count():
+            if stopping.is_set():
+                return
+            try:
+                work(number)
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield errors
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def post(port: int, body: str) -> None:
+    """One request over a connection of its own; raises unless it is answered 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", "/v1/logs", log_batch(body).payload, {"Content-Type": "application/x-protobuf"})
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status == 200, text
+    finally:
+        connection.close()
+
+
+def call(port: int, body: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        channel.unary_unary(METHODS[Signal.LOGS])(log_batch(body).payload, timeout=30)
+
+
+def generations(backend: Backend) -> set[str]:
+    return {
+        str(attribute.value.int_value)
+        for _, _, message in list(backend.requests)
+        for entry in message.resource_logs
+        for attribute in entry.resource.attributes
+        if attribute.key == "generation"
+    }
+
+
+def changes(configured: Configured) -> list[tuple[str, Callable[[], Any]]]:
+    """(expected outcome, change) that touch each kind of component alone, and all at once."""
+    document = configured.document
+    filelog, otlp = document["receivers"]["filelog"], document["receivers"]["otlp"]["protocols"]
+    resource, exporter = document["processors"]["resource"]["attributes"][0], document["exporters"]["otlphttp"]
+
+    def everything() -> None:
+        for _, change in good[:-1]:
+            change()
+
+    def generation() -> None:
+        resource["value"] += 1
+
+    good: list[tuple[str, Callable[[], Any]]] = [
+        ("applied", generation),
+        ("applied", lambda: filelog.update(poll_interval="40ms" if filelog["poll_interval"] == "50ms" else "50ms")),
+        ("applied", lambda: exporter.update(timeout=f"{4 + resource['value']}s")),
+        ("applied", lambda: otlp["http"].update(max_connections=500 + resource["value"])),
+        ("applied", lambda: otlp["grpc"].update(max_connections=500 + resource["value"])),
+        ("applied", lambda: document["extensions"]["file_storage"].update(timeout=f"{2 + resource['value']}s")),
+        ("applied", lambda: document["extensions"]["health_check"].update(response_body={"healthy": f"fine {resource['value']}"})),
+        ("applied", everything),
+    ]
+    return good
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
+def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path, durable: bool) -> None:
+    log = tmp_path / "app.log"
+    log.touch()
+    with Backend() as backend:
+        configured = Configured(tmp_path, backend.url, **({"storage": "file_storage"} if durable else {}))
+        written = itertools.count()
+
+        def write(_: int) -> None:
+            with log.open("a") as file:
+                file.writelines(f"line {next(written)}\n" for _ in range(50))
+            time.sleep(0.005)
+
+        with configured.role as role:
+            pid = role.process.pid
+            with (
+                repeated(write) as unwritten,
+                repeated(lambda number: post(configured.http, f"http {number}")) as refused,
+                repeated(lambda number: call(configured.grpc, f"grpc {number}")) as failed,
+            ):
+                for outcome, change in changes(configured) * 2:
+                    change()
+                    told = configured.reload()
+                    assert told["outcome"] == outcome, told
+                    good = json.dumps(configured.document)
+                    assert configured.reload("receivers: {otlp: {protocls: {}}}\nservice: {}")["outcome"] == "wrong"
+                    assert configured.reload(good.replace(f":{configured.http}", f":{free_port()}"))["outcome"] == "refused"
+            total = next(written)
+            wait_until(lambda: sum(body.startswith("line") for body in backend.bodies()) >= total, what="the last line")
+            metrics = role.metrics()
+            assert configured.reload()["outcome"] == "unchanged"
+            assert role.process.pid == pid
+        assert (unwritten, refused, failed) == ([], [], [])
+        times = Counter(backend.bodies())
+        assert {body: count for body, count in times.items() if count != 1} == {}
+        assert sum(body.startswith("line") for body in times) == total
+        assert sum(body.startswith("http") for body in times) > 50
+        assert sum(body.startswith("grpc") for body in times) > 50
+        assert generations(backend) == {str(number) for number in range(5)}
+    assert metrics["lockgate_reloads"] == 48
