@@ -185,3 +185,88 @@ def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path
         assert sum(body.startswith("grpc") for body in times) > 50
         assert generations(backend) == {str(number) for number in range(5)}
     assert metrics["lockgate_reloads"] == 48
+
+
+def test_while_the_backend_is_down_a_reload_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("".join(f"line {number}\n" for number in range(100)))
+    with Backend() as backend:
+        backend.status = 503
+        configured = Configured(tmp_path, backend.url)
+        configured.document["service"]["shutdown_timeout"] = "500ms"
+        configured.path.write_text(json.dumps(configured.document))
+        configured.role.expect_ready = False
+        with configured.role:
+            wait_until(lambda: backend.seen > 2, what="attempts")
+            configured.document["receivers"]["filelog"]["poll_interval"] = "40ms"
+            assert configured.reload()["outcome"] == "applied"
+            with log.open("a") as file:
+                file.writelines(f"line {number}\n" for number in range(100, 200))
+            for _, change in changes(configured):
+                change()
+                assert configured.reload()["outcome"] == "applied"
+            backend.status = 200
+            wait_until(lambda: len(backend.bodies()) >= 200, what="every line")
+        assert sorted(backend.bodies()) == sorted(f"line {number}" for number in range(200))
+
+
+def test_a_new_configuration_that_cannot_be_started_brings_the_old_one_back(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("one\n")
+    with Backend() as backend:
+        configured = Configured(tmp_path, backend.url, storage="file_storage")
+        with configured.role as role:
+            wait_until(lambda: backend.bodies() == ["one"])
+            good = json.dumps(configured.document)
+            storage = configured.document["extensions"]["file_storage"]
+            storage.update(create_directory=False, directory=storage["directory"] + "/missing")
+            configured.document["processors"]["resource"]["attributes"][0]["value"] = 7
+            configured.document["receivers"]["filelog"]["poll_interval"] = "40ms"
+            told = configured.reload()
+            assert told["outcome"] == "failed"
+            assert "it does not exist" in told["reasons"][0]
+            with log.open("a") as file:
+                file.write("two\n")
+            wait_until(lambda: backend.bodies() == ["one", "two"])
+            assert generations(backend) == {"0"}
+            post(configured.http, "three")
+            assert role.get("/ready")[0] == 200
+            assert configured.reload(good)["outcome"] == "unchanged"
+            assert "restart required" not in role.log.read_text()
+        assert backend.bodies() == ["one", "two", "three"]
+
+
+def test_sigterm_during_a_reload_ends_the_program_and_keeps_the_position(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("one\n")
+    with Backend() as backend:
+        backend.hold.clear()
+        configured = Configured(tmp_path, backend.url)
+        filelog = configured.document["receivers"]["filelog"]
+        filelog["storage"] = "file_storage"
+        configured.path.write_text(json.dumps(configured.document))
+        with configured.role as role:
+            wait_until(lambda: backend.seen, what="the first request")
+            filelog["poll_interval"] = "40ms"
+            configured.path.write_text(json.dumps(configured.document))
+            role.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: "stopping receivers/filelog" in role.log.read_text(), what="the reload waits for the drain")
+            role.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)  # the signal is there before the drain is over
+            backend.hold.set()
+            assert role.process.wait(10) == 0
+        log.write_text("one\ntwo\n")
+        with Role(tmp_path / "role", json.dumps(configured.document)):
+            wait_until(lambda: len(backend.bodies()) >= 2)
+        assert backend.bodies() == ["one", "two"]
+
+
+def test_what_the_service_section_says_of_the_log_is_applied(tmp_path: Path) -> None:
+    with Backend() as backend:
+        configured = Configured(tmp_path, backend.url)
+        with configured.role as role:
+            configured.document["service"]["telemetry"] = {"logs": {"encoding": "json", "initial_fields": {"cluster": "blue"}}}
+            assert configured.reload()["outcome"] == "applied"
+            line = json.loads(role.log.read_text().splitlines()[-1])
+            assert (line["cluster"], line["component"]) == ("blue", "service")
+            assert "stopping nothing; starting nothing" in role.log.read_text()

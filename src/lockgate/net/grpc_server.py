@@ -22,7 +22,7 @@ from grpclib.metadata import decode_timeout
 from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, PingFrame
 
 from lockgate.kit.sometimes import Sometimes
 from lockgate.net.budget import ByteBudget, Share
@@ -62,6 +62,9 @@ REPLY_COMPRESSION_BYTES = 1024
 """Answers up to this are sent as they are: OTLP's are empty, or one sentence."""
 PREFACE_SECONDS = 20.0
 HANDSHAKE_SECONDS = 10.0
+FAREWELL = b"farewell"
+FAREWELL_SECONDS = 1.0
+"""How long a client may take to answer that it knows that the connection ends."""
 
 
 class Call:
@@ -233,13 +236,15 @@ class GrpcServer:
     async def __aexit__(self, *_: object) -> None:
         if not self._entered:
             return
-        self.stopping, self._entered = True, False
+        self._entered = False
         try:
             await self._listener.close()
+            self.stopping = True
             for connection in list(self.connections):
                 connection.say_goaway()
             await self._empty.wait()
         finally:
+            self.stopping = True
             for connection in list(self.connections):
                 connection.protocol.processor.close("the server stops")
             await self._empty.wait()  # as long as closing lingers, at most
@@ -327,6 +332,7 @@ class _Connection(Handler):
         self._peer = ""
         self._draining = False
         self._last_stream_id = 0  # of those that were accepted: what a GOAWAY leaves out is tried elsewhere
+        self._leaving = False
         self._resets = 0
         self._last_ping = 0.0
         self._strikes = 0
@@ -407,12 +413,30 @@ class _Connection(Handler):
 
     def say_goaway(self) -> None:
         """Asks the client to go elsewhere with new requests, and closes when those under way are done."""
+        if self._leaving or self.protocol.connection.is_closing():
+            return
+        self._leaving = True
+        # What the client sends before it knows is served (RFC 9113, 6.8): the first GOAWAY refuses nothing, and the answer to the PING
+        # comes after whatever the client had sent.
+        self._write_goaway(2**31 - 1)
+        self.protocol.connection.transport.write(PingFrame(0, FAREWELL).serialize())
+        self._later("farewell", FAREWELL_SECONDS, self._drain)
+
+    def answered(self, data: bytes) -> None:
+        if data == FAREWELL:
+            self._drain()
+
+    def _write_goaway(self, last_stream_id: int) -> None:
+        # Not through h2, for which a GOAWAY sent is a connection closed, and the answers under way could not be sent any more.
+        goaway = GoAwayFrame(0, last_stream_id=last_stream_id, error_code=ErrorCodes.NO_ERROR)
+        self.protocol.connection.transport.write(goaway.serialize())
+
+    def _drain(self) -> None:
         if self._draining or self.protocol.connection.is_closing():
             return
         self._draining = True
-        # Not through h2, for which a GOAWAY sent is a connection closed, and the answers under way could not be sent any more.
-        goaway = GoAwayFrame(0, last_stream_id=self._last_stream_id, error_code=ErrorCodes.NO_ERROR)
-        self.protocol.connection.transport.write(goaway.serialize())
+        self._cancel("farewell")
+        self._write_goaway(self._last_stream_id)
         if grace := self._server.settings.keepalive.server_parameters.max_connection_age_grace:
             self._later("grace", grace, lambda: self.protocol.processor.close("the connection's time is over"))
         self._close_when_done()

@@ -16,7 +16,7 @@ import fnmatch
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 from aiohttp import hdrs, web
@@ -36,6 +36,8 @@ from lockgate.pipeline.needs import ComponentSettings, Listen, Need
 
 _RETRY_SECONDS = 1
 """What a client is asked to wait when a bound is reached: long enough to not spin, short enough to not lose a beat."""
+_FIRST_REQUEST_SECONDS = 0.5
+"""How long a new connection's first request is waited for when the server stops: its client connected to send it."""
 _UNKNOWN_LENGTH_STEP = 64 << 10
 """A body of unannounced length takes its share of the bytes in flight in steps of this."""
 
@@ -204,6 +206,9 @@ class HttpServer:
         await self._listener.close()
         if self._server is not None:
             self._server.pre_shutdown()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_FIRST_REQUEST_SECONDS, drain_seconds)):
+                    await self._server.all_used.wait()
             if self._under_way:
                 await asyncio.wait(set(self._under_way), timeout=drain_seconds)
             self._stopping = True
@@ -272,6 +277,8 @@ class HttpServer:
         assert task is not None
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        if self._server is not None and isinstance(request.protocol, _Connection):
+            self._server.used(request.protocol)
         try:
             response = await self._answer(request)
         except asyncio.CancelledError:
@@ -347,6 +354,31 @@ class _Server(web.Server):
     def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:
         super().__init__(handler)
         self.settings, self.refuse = settings, refuse
+        self.all_used = asyncio.Event()
+        self.all_used.set()
+        self._unused: set[_Connection] = set()
+        """Had no request yet."""
+        self._ending = False
+
+    def made(self, connection: "_Connection") -> None:
+        """This connection waits for its first request."""
+        self._unused.add(connection)
+        self.all_used.clear()
+
+    def used(self, connection: "_Connection") -> None:
+        """This connection has a request, or is gone."""
+        self._unused.discard(connection)
+        if not self._unused:
+            self.all_used.set()
+        if self._ending:
+            connection.close()
+
+    def pre_shutdown(self) -> None:
+        """Ends connections that wait for their next request; those that wait for their first one end after it."""
+        self._ending = True
+        for connection in self.connections:
+            if connection not in self._unused:
+                connection.close()
 
     def __call__(self) -> RequestHandler:
         return _Connection(self)
@@ -375,9 +407,11 @@ class _Connection(RequestHandler):
             transport.abort()
             return
         super().connection_made(transport)
+        self._owner.made(self)
         self._arm()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._owner.used(self)
         self._disarm()
         super().connection_lost(exc)
 
