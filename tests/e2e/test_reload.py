@@ -187,7 +187,8 @@ def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path
     assert metrics["lockgate_reloads"] == 48
 
 
-def test_while_the_backend_is_down_a_reload_loses_and_repeats_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["the-receiver", "everything"])
+def test_while_the_backend_is_down_a_reload_loses_and_repeats_nothing(tmp_path: Path, all_of_it: bool) -> None:
     log = tmp_path / "app.log"
     log.write_text("".join(f"line {number}\n" for number in range(100)))
     with Backend() as backend:
@@ -202,7 +203,7 @@ def test_while_the_backend_is_down_a_reload_loses_and_repeats_nothing(tmp_path: 
             assert configured.reload()["outcome"] == "applied"
             with log.open("a") as file:
                 file.writelines(f"line {number}\n" for number in range(100, 200))
-            for _, change in changes(configured):
+            for _, change in changes(configured) if all_of_it else ():
                 change()
                 assert configured.reload()["outcome"] == "applied"
             backend.status = 200
@@ -270,3 +271,27 @@ def test_what_the_service_section_says_of_the_log_is_applied(tmp_path: Path) -> 
             line = json.loads(role.log.read_text().splitlines()[-1])
             assert (line["cluster"], line["component"]) == ("blue", "service")
             assert "stopping nothing; starting nothing" in role.log.read_text()
+
+
+def test_a_change_of_a_mounted_file_is_found_without_a_signal_where_that_is_configured(tmp_path: Path) -> None:
+    with Backend() as backend:
+        configured = Configured(tmp_path, backend.url)
+        mount = tmp_path / "mount"
+
+        def bring(version: str) -> None:
+            """As a kubelet does: a new directory, and a link to it that is replaced by a rename."""
+            (mount / version).mkdir(parents=True)
+            (mount / version / "config.yaml").write_text(json.dumps(configured.document))
+            (mount / "..new").symlink_to(version)
+            (mount / "..new").rename(mount / "..data")
+
+        configured.document["service"]["reload"] = "on_change"
+        bring("..1")
+        (mount / "config.yaml").symlink_to("..data/config.yaml")
+        configured.role.configs[1] = str(mount / "config.yaml")
+        with configured.role:
+            configured.document["processors"]["resource"]["attributes"][0]["value"] = 1
+            bring("..2")
+            wait_until(lambda: configured.last().get("outcome") == "applied")
+            post(configured.http, "one")
+        assert generations(backend) == {"1"}

@@ -129,6 +129,8 @@ class ServiceSettings(Settings):
     """What the program says of itself."""
     shutdown_timeout: Duration = 20.0
     """How long SIGTERM may drain before what is left is cancelled; below Kubernetes' grace period of 30 s."""
+    reload: Literal["on_signal", "on_change"] = "on_signal"
+    """When the configuration is read again: at SIGHUP, or also when one of its files has changed (looked at every 5 s)."""
 
 
 @dataclass(frozen=True, slots=True)

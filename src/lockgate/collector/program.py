@@ -10,9 +10,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lockgate.collector.assembly import Assembly
 from lockgate.collector.config import Configuration
@@ -25,8 +27,12 @@ from lockgate.kit.document import DocumentError
 from lockgate.kit.metrics import Metrics
 from lockgate.pipeline.needs import is_covered
 
+T = TypeVar("T")
+
 log = logging.getLogger("lockgate.service")
 
+LOOK_SECONDS = 5.0
+"""How often files are looked at that are followed; a kubelet needs a minute or so to bring a ConfigMap's change."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
@@ -39,6 +45,9 @@ class Program:
         self.host = ProgramHost(self.clock)
         self._wake = asyncio.Event()
         self._load, self._wants_reload = load or (lambda: configuration), False
+        self._seen = _stamps(configuration.files)
+        """Of the files, as they were when they were read."""
+        self._looking: asyncio.Task[None] | None = None
         self._granted = [need for _, need in configuration.needs()]
         """What this process was started with; it can have no more."""
         self.assembly = Assembly(configuration, self.host, self.metrics, self.clock, self._wake.set)
@@ -57,6 +66,7 @@ class Program:
             await self.assembly.start()
             self.host.service.clear()
             self._process_metrics()
+            self._follow_files()
             log.info("everything is ready: %s", self._extent())
             if on_ready:
                 on_ready()
@@ -70,6 +80,8 @@ class Program:
             log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
         finally:
             stopping.cancel()
+            if self._looking is not None:
+                self._looking.cancel()
             try:
                 await self.assembly.leave(self._drain_seconds)
             finally:
@@ -88,10 +100,25 @@ class Program:
     def _extent(self) -> str:
         return f"{len(self.host.components)} components in {len(self.configuration.pipelines)} pipelines"
 
+    def _follow_files(self) -> None:
+        follows = self.configuration.service.reload == "on_change"
+        if follows and self._looking is None:
+            self._looking = asyncio.ensure_future(self._look())
+        elif not follows and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def _look(self) -> None:
+        while True:
+            await self.clock.sleep(LOOK_SECONDS)
+            if await self._in_thread(_stamps, self.configuration.files) != self._seen:
+                self.reload()
+
     async def _reload(self, stop: asyncio.Event) -> None:
         log.info("reading the configuration again")
+        self._seen = await self._in_thread(_stamps, self.configuration.files)
         try:
-            new = await asyncio.get_running_loop().run_in_executor(self.host.executor, self._load)
+            new = await self._in_thread(self._load)
         except DocumentError as error:
             self._tell("wrong", [str(problem) for problem in error.problems], "the configuration is wrong; the one from before goes on")
             return
@@ -118,7 +145,11 @@ class Program:
             return
         if not stop.is_set():
             set_up_logging(new.service.telemetry.logs, new.service.telemetry.resource)
+            self._follow_files()
             self._tell("applied", [], f"the configuration is applied: {self._extent()}")
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.host.executor, work, *arguments)
 
     def _tell(self, outcome: str, reasons: list[str], text: str) -> None:
         for reason in reasons:
@@ -138,6 +169,19 @@ class Program:
             outcome: self.metrics.counter("lockgate_reloads", "times that the configuration was read again", outcome=outcome)
             for outcome in ("applied", "unchanged", "wrong", "refused", "failed")
         }
+
+
+def _stamps(files: Sequence[str]) -> list[tuple[int, ...]]:
+    """What differs when a file was written, or another stands in its place. A mounted ConfigMap's are links, which are followed."""
+    found: list[tuple[int, ...]] = []
+    for file in files:
+        try:
+            status = Path(file).stat()
+        except OSError:
+            found.append(())
+        else:
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _alike(one: Configuration, other: Configuration) -> bool:
