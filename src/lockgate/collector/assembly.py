@@ -38,6 +38,10 @@ START_SECONDS = 60.0
 """How long what is new may take to start, in all, before the change is taken back."""
 
 
+class TakenBack(Exception):
+    """A change could not be made, for its cause; all is as it was before."""
+
+
 @dataclass(slots=True, eq=False)
 class _Unit:
     """What stands at a place."""
@@ -89,7 +93,7 @@ class Assembly:
         await leave([component for _, unit in idle for component in unit.components], self.configuration.service.shutdown_timeout)
 
     async def change(self, new: Configuration, stop: asyncio.Event) -> None:
-        """Becomes the new configuration's. Raises what kept a new component from starting, after everything is as it was before.
+        """Becomes the new configuration's. Raises TakenBack where something new did not start; anything else is the end.
 
         Returns half-way where `stop` is set meanwhile: then all that is left to do is to leave.
         """
@@ -104,14 +108,12 @@ class Assembly:
                 async with asyncio.timeout(START_SECONDS):
                     self._make_all(new, plan.starts)
                     await self._enter(plan.starts)
-            except Exception:
+            except Exception as error:
                 await self._take_back(plan, passed)
-                raise
-            else:
-                self.configuration = new
-                self._forget()
-            finally:
-                await self.retire()
+                raise TakenBack from error
+        self.configuration = new
+        self._forget(replaced.values())
+        await self.retire()
 
     # Making.
 
@@ -225,20 +227,20 @@ class Assembly:
         stopped = [key for key in plan.stops if not _is_passed(key)]
         self._make_all(self.configuration, stopped)
         await self._enter(stopped)
-        self._forget()
+        self._forget(made.values())
+        await self.retire()
 
     def _publish(self) -> None:
         self._host.publish([component for key, unit in self._units.items() if key != TELEMETRY for component in unit.components])
 
-    def _forget(self) -> None:
-        """What is not there any more has no joint, no status and no metrics."""
+    def _forget(self, units: Iterable[_Unit]) -> None:
+        """What is not there any more, of these, has no joint and no metrics."""
         for key in [key for key in self._joints if key not in self._units]:
             self._joints.pop(key).remove()
-        before = {(component.kind, component.context.id) for component in self._host.components.values()}
-        self._publish()
-        after = {(component.kind, component.context.id) for component in self._host.components.values()}
-        for kind, id in before - after:
-            self._metrics.forget(**{kind.singular: id})
+        there = {(component.kind, component.context.id) for component in self._host.components.values()}
+        for component in (component for unit in units for component in unit.components):
+            if (component.kind, component.context.id) not in there:
+                self._metrics.forget(**{component.kind.singular: component.context.id})
 
     @asynccontextmanager
     async def _keeping_sockets(self, new: Configuration) -> AsyncIterator[None]:

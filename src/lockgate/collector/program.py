@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lockgate.collector.assembly import Assembly
+from lockgate.collector.assembly import Assembly, TakenBack
 from lockgate.collector.config import Configuration
 from lockgate.collector.describe import what
 from lockgate.collector.host import ProgramHost
@@ -119,8 +119,9 @@ class Program:
         self._seen = await self._in_thread(_stamps, self.configuration.files)
         try:
             new = await self._in_thread(self._load)
-        except DocumentError as error:
-            self._tell("wrong", [str(problem) for problem in error.problems], "the configuration is wrong; the one from before goes on")
+        except Exception as error:  # whatever it is, it is no reason to end
+            reasons = [str(problem) for problem in error.problems] if isinstance(error, DocumentError) else [describe(error)]
+            self._tell("wrong", reasons, "the configuration is wrong; the one from before goes on")
             return
         for warning in new.warnings:
             log.warning("%s", warning)
@@ -139,8 +140,8 @@ class Program:
         log.info("stopping %s; starting %s", ", ".join(plan.stops) or "nothing", ", ".join(plan.starts) or "nothing")
         try:
             await self.assembly.change(new, stop)
-        except Exception as error:
-            reasons = [describe(leaf) for leaf in leaves(error)]
+        except TakenBack as error:
+            reasons = [describe(leaf) for leaf in leaves(error.__cause__ or error)]
             self._tell("failed", reasons, "the configuration cannot be started; the one from before is back")
             return
         if not stop.is_set():

@@ -34,6 +34,8 @@ class Connect:
     port: int
     reason: str
     protocol: Literal["tcp", "udp"] = "tcp"
+    is_proxy: bool = False
+    """Whether host:port is a proxy, which may stand anywhere, and not the peer itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def is_covered(need: Need, granted: Iterable[Need]) -> bool:
     match need:
         case Listen(host, port, _, protocol):
             return any(isinstance(it, Listen) and (it.port, it.protocol) == (port, protocol) and _is_at(host, it.host) for it in granted)
-        case Connect(host, port, _, protocol):
+        case Connect(host, port, _, protocol, _):
             place = _canonical(host), port, protocol
             return any(isinstance(it, Connect) and (_canonical(it.host), it.port, it.protocol) == place for it in granted)
         case Read(path):
