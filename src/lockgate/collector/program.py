@@ -136,7 +136,7 @@ class Program:
         if _alike(new, self.configuration):
             self._tell("unchanged", [], "the configuration is the same; nothing is changed")
             return
-        plan = Plan.of(self.configuration, new)
+        plan, before = Plan.of(self.configuration, new), self.configuration.service.telemetry
         log.info("stopping %s; starting %s", ", ".join(plan.stops) or "nothing", ", ".join(plan.starts) or "nothing")
         try:
             await self.assembly.change(new, stop)
@@ -145,7 +145,9 @@ class Program:
             self._tell("failed", reasons, "the configuration cannot be started; the one from before is back")
             return
         if not stop.is_set():
-            set_up_logging(new.service.telemetry.logs, new.service.telemetry.resource)
+            telemetry = new.service.telemetry
+            if (telemetry.logs, telemetry.resource) != (before.logs, before.resource):
+                set_up_logging(telemetry.logs, telemetry.resource)
             self._follow_files()
             self._tell("applied", [], f"the configuration is applied: {self._extent()}")
 
