@@ -59,8 +59,15 @@ class Program:
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[], None] | None = None) -> None:
         """Runs until `stop` is set, then drains; raises what ended it otherwise."""
+        loop = asyncio.get_running_loop()
+        stop_by: list[float] = []
+
+        def begin_to_stop(_: Any) -> None:
+            stop_by.append(loop.time() + self._drain_seconds)  # from now on, also where a reload must end first
+            self._wake.set()
+
         stopping = asyncio.ensure_future(stop.wait())
-        stopping.add_done_callback(lambda _: self._wake.set())
+        stopping.add_done_callback(begin_to_stop)
         try:
             self.host.service.block("not everything is started yet")
             await self.assembly.start()
@@ -83,7 +90,7 @@ class Program:
             if self._looking is not None:
                 self._looking.cancel()
             try:
-                await self.assembly.leave(self._drain_seconds)
+                await self.assembly.leave(max(0.0, stop_by[0] - loop.time()) if stop_by else self._drain_seconds)
             finally:
                 self.host.close()
         log.info("stopped")

@@ -138,9 +138,8 @@ async def test_wider_needs_are_each_named_and_what_was_given_up_may_be_taken_aga
     running.write(more)
     told = await running.reload()
     assert told["outcome"] == "refused"
-    assert told["reasons"] == [
-        "restart required: exporters/otlphttp needs connect 127.0.0.1:2/tcp (requests to http://127.0.0.1:2), which this process started without"
-    ]
+    what = "exporters/otlphttp needs connect 127.0.0.1:2/tcp (requests to http://127.0.0.1:2)"
+    assert told["reasons"] == [f"restart required: {what}, which this process started without"]
     running.write(CONFIGURATION.replace("[otlphttp, debug]", "[debug]"))
     assert (await running.reload())["outcome"] == "applied"
     running.write(CONFIGURATION)
