@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import ctypes
-import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -18,8 +14,8 @@ from typing import Any, TypeVar
 
 from lockgate.collector.assembly import Assembly, TakenBack
 from lockgate.collector.config import Configuration
-from lockgate.collector.describe import what
 from lockgate.collector.host import ProgramHost
+from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.plan import Plan
 from lockgate.collector.telemetry import set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
@@ -33,7 +29,6 @@ log = logging.getLogger("lockgate.service")
 
 LOOK_SECONDS = 5.0
 """How often files are looked at that are followed; a kubelet needs a minute or so to bring a ConfigMap's change."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 class Program:
@@ -72,18 +67,19 @@ class Program:
             self.host.service.block("not everything is started yet")
             await self.assembly.start()
             self.host.service.clear()
-            self._process_metrics()
-            self._follow_files()
-            log.info("everything is ready: %s", self._extent())
-            if on_ready:
-                on_ready()
-            while not stop.is_set():
-                await self._wake.wait()
-                self._wake.clear()
-                await self.assembly.retire()
-                if self._wants_reload and not stop.is_set():
-                    self._wants_reload = False
-                    await self._reload(stop)
+            async with giving_back(self.clock, self.host.executor):
+                self._process_metrics()
+                self._follow_files()
+                log.info("everything is ready: %s", self._extent())
+                if on_ready:
+                    on_ready()
+                while not stop.is_set():
+                    await self._wake.wait()
+                    self._wake.clear()
+                    await self.assembly.retire()
+                    if self._wants_reload and not stop.is_set():
+                        self._wants_reload = False
+                        await self._reload(stop)
             log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
         finally:
             stopping.cancel()
@@ -132,6 +128,8 @@ class Program:
             return
         for warning in new.warnings:
             log.warning("%s", warning)
+        from lockgate.collector.describe import what  # a process that is never asked again does without
+
         wider = [
             f"restart required: {who} needs {type(need).__name__.lower()} {what(need)} ({need.reason}), which this process started without"
             for who, need in new.needs()
@@ -254,26 +252,3 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
-
-
-def tune_memory() -> None:
-    """Keeps large buffers in the process: glibc otherwise maps and unmaps each one (1-4 times the cost of a batch, measured).
-
-    And freezes what start-up made, so that the collector of cycles does not walk it again and again.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
-            mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-            mallopt(_M_ARENA_MAX, 2)
-    gc.collect()
-    gc.freeze()
-    # At exit what is frozen must be collectable again, or extension modules (DuckDB's nanobind) report all they own as leaked.
-    atexit.register(gc.unfreeze)
-
-
-def resident_bytes() -> float:
-    """This process's resident memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
