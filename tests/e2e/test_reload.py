@@ -119,34 +119,33 @@ def generations(backend: Backend) -> set[str]:
     }
 
 
-def changes(configured: Configured) -> list[tuple[str, Callable[[], Any]]]:
-    """(expected outcome, change) that touch each kind of component alone, and all at once."""
+def changes(configured: Configured) -> list[Callable[[], Any]]:
+    """Good ones, that touch each kind of component alone, and all at once."""
     document = configured.document
     filelog, otlp = document["receivers"]["filelog"], document["receivers"]["otlp"]["protocols"]
     resource, exporter = document["processors"]["resource"]["attributes"][0], document["exporters"]["otlphttp"]
 
     def everything() -> None:
-        for _, change in good[:-1]:
+        for change in single:
             change()
 
     def generation() -> None:
         resource["value"] += 1
 
-    good: list[tuple[str, Callable[[], Any]]] = [
-        ("applied", generation),
-        ("applied", lambda: filelog.update(poll_interval="40ms" if filelog["poll_interval"] == "50ms" else "50ms")),
-        ("applied", lambda: exporter.update(timeout=f"{4 + resource['value']}s")),
-        ("applied", lambda: otlp["http"].update(max_connections=500 + resource["value"])),
-        ("applied", lambda: otlp["grpc"].update(max_connections=500 + resource["value"])),
-        ("applied", lambda: document["extensions"]["file_storage"].update(timeout=f"{2 + resource['value']}s")),
-        ("applied", lambda: document["extensions"]["health_check"].update(response_body={"healthy": f"fine {resource['value']}"})),
-        ("applied", everything),
+    single: list[Callable[[], Any]] = [
+        generation,
+        lambda: filelog.update(poll_interval="40ms" if filelog["poll_interval"] == "50ms" else "50ms"),
+        lambda: exporter.update(timeout=f"{4 + resource['value']}s"),
+        lambda: otlp["http"].update(max_connections=500 + resource["value"]),
+        lambda: otlp["grpc"].update(max_connections=500 + resource["value"]),
+        lambda: document["extensions"]["file_storage"].update(timeout=f"{2 + resource['value']}s"),
+        lambda: document["extensions"]["health_check"].update(response_body={"healthy": f"fine {resource['value']}"}),
     ]
-    return good
+    return [*single, everything]
 
 
-@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
-def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path, durable: bool) -> None:
+@pytest.mark.parametrize(("durable", "times"), [(False, 2), (True, 1)], ids=["memory", "durable"])
+def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path, durable: bool, times: int) -> None:
     log = tmp_path / "app.log"
     log.touch()
     with Backend() as backend:
@@ -165,10 +164,10 @@ def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path
                 repeated(lambda number: post(configured.http, f"http {number}")) as refused,
                 repeated(lambda number: call(configured.grpc, f"grpc {number}")) as failed,
             ):
-                for outcome, change in changes(configured) * 2:
+                for change in changes(configured) * times:
                     change()
                     told = configured.reload()
-                    assert told["outcome"] == outcome, told
+                    assert told["outcome"] == "applied", told
                     good = json.dumps(configured.document)
                     assert configured.reload("receivers: {otlp: {protocls: {}}}\nservice: {}")["outcome"] == "wrong"
                     assert configured.reload(good.replace(f":{configured.http}", f":{free_port()}"))["outcome"] == "refused"
@@ -178,13 +177,13 @@ def test_under_load_every_line_arrives_once_and_no_client_notices(tmp_path: Path
             assert configured.reload()["outcome"] == "unchanged"
             assert role.process.pid == pid
         assert (unwritten, refused, failed) == ([], [], [])
-        times = Counter(backend.bodies())
-        assert {body: count for body, count in times.items() if count != 1} == {}
-        assert sum(body.startswith("line") for body in times) == total
-        assert sum(body.startswith("http") for body in times) > 50
-        assert sum(body.startswith("grpc") for body in times) > 50
-        assert generations(backend) == {str(number) for number in range(5)}
-    assert metrics["lockgate_reloads"] == 48
+        arrived = Counter(backend.bodies())
+        assert {body: count for body, count in arrived.items() if count != 1} == {}
+        assert sum(body.startswith("line") for body in arrived) == total
+        assert sum(body.startswith("http") for body in arrived) > 20
+        assert sum(body.startswith("grpc") for body in arrived) > 20
+        assert generations(backend) == {str(number) for number in range(2 * times + 1)}
+    assert metrics["lockgate_reloads"] == 24 * times
 
 
 @pytest.mark.parametrize("all_of_it", [False, True], ids=["the-receiver", "everything"])
@@ -203,7 +202,7 @@ def test_while_the_backend_is_down_a_reload_loses_and_repeats_nothing(tmp_path: 
             assert configured.reload()["outcome"] == "applied"
             with log.open("a") as file:
                 file.writelines(f"line {number}\n" for number in range(100, 200))
-            for _, change in changes(configured) if all_of_it else ():
+            for change in changes(configured) if all_of_it else ():
                 change()
                 assert configured.reload()["outcome"] == "applied"
             backend.status = 200
