@@ -40,17 +40,18 @@ class Intake:
     async def take(
         self, signal: Signal, body: bytes, *, peer: str, transport: str, batch_id: str = "", decode: Decode | None = None
     ) -> None:
-        """Returns when the request is acknowledged. `body` is inflated, and an encoded export request unless `decode` makes it one.
-
-        Raises DecodeError and Permanent where it is never to be sent again, Retryable where it is.
-        """
+        """`read_request` and `hand_on`, the first in a thread where the body is not small."""
         if len(body) > OFFLOAD_BYTES:
-            batch = await self._receiver.in_thread(_batch, signal, body, peer, batch_id, decode)
+            batch = await self._receiver.in_thread(read_request, signal, peer, batch_id, decode, body)
         else:
-            batch = _batch(signal, body, peer, batch_id, decode)
+            batch = read_request(signal, peer, batch_id, decode, body)
+        await self.hand_on(batch, transport)
+
+    async def hand_on(self, batch: Batch, transport: str) -> None:
+        """Returns when the batch is acknowledged. Raises Permanent where it is never to be sent again, Retryable where it is."""
         if not batch.count:
             return
-        key = (signal, peer, batch.id)
+        key = (batch.signal, batch.peer, batch.id)
         if (running := self._running.get(key)) is not None:
             # Bounded by the one that runs.
             await asyncio.shield(running)
@@ -80,7 +81,11 @@ class Intake:
             raise Retryable(f"not acknowledged within {self._ack_timeout:g} s; try again") from None
 
 
-def _batch(signal: Signal, body: bytes, peer: str, batch_id: str, decode: Decode | None) -> Batch:
+def read_request(signal: Signal, peer: str, batch_id: str, decode: Decode | None, body: bytes) -> Batch:
+    """The batch that a request brings. `body` is inflated, and an encoded export request unless `decode` makes it one.
+
+    Raises DecodeError.
+    """
     payload = decode(body, signal) if decode is not None else body
     count = count_records(signal, payload)
     # Only what our own exporter would send is taken for an id: it goes into logs and queues.

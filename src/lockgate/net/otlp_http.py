@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from aiohttp.web_response import Response
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
-from lockgate.net.intake import Intake
+from lockgate.net.intake import Decode, Intake, read_request
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError
@@ -67,15 +68,13 @@ class OtlpHttp:
             raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
-        async with self.server.body(request) as body:
-            await self.intake.take(
-                signal,
-                body,
-                peer=client_address(request.remote),
-                transport="http",
-                batch_id=request.headers.get(ID_HEADER, ""),
-                decode=_decode_json if content_type == JSON else None,
-            )
+        await self.hand_on(request, signal, _decode_json if content_type == JSON else None)
+
+    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None) -> None:
+        """Returns when what the request brings is acknowledged. Inflating, decoding and validating are one job of one thread."""
+        peer, batch_id = client_address(request.remote), request.headers.get(ID_HEADER, "")
+        async with self.server.body(request, partial(read_request, signal, peer, batch_id, decode)) as batch:
+            await self.intake.hand_on(batch, "http")
 
     def signal(self, path: str) -> Signal | None:
         """The signal behind this path."""
