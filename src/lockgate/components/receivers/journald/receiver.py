@@ -75,6 +75,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         self._broken = metrics.counter("lockgate_journald_damaged_entries", "entries that could not be read to their end", **label)
 
     async def start(self) -> None:
+        left: str | None = self.context.host.left.get(f"{self.context.kind.value}/{self.context.id}")
         if self.settings.storage:
             self._storage = self.context.host.extension(self.settings.storage).storage(f"{self.context.kind}/{self.context.id}")
             try:
@@ -82,6 +83,8 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             except (OSError, ValueError) as error:
                 self._begin_at_end = False  # duplicates, not loss
                 self.log.error("the cursor in storage %s cannot be used: %s; reading from the beginning", self.settings.storage, error)
+        if left is not None:
+            self._cursor, self._begin_at_end = left, False
         await self._open()
         self._reading = self.spawn(self._read(), "read")
 
@@ -103,6 +106,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
                 if not more:
                     await self._wait()
         finally:
+            self.context.host.left[f"{self.context.kind.value}/{self.context.id}"] = self._cursor
             await self._save(now=True)
             # A cancelled stop may leave a thread inside the journal: then it ends with the process.
             if self._journal is not None and (self._job is None or self._job.done()):
