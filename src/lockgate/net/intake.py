@@ -40,12 +40,14 @@ class Intake:
     async def take(
         self, signal: Signal, body: bytes, *, peer: str, transport: str, batch_id: str = "", decode: Decode | None = None
     ) -> None:
-        """`read_request` and `hand_on`, the first in a thread where the body is not small."""
+        """`read` and `hand_on`."""
+        await self.hand_on(await self.read(signal, body, peer=peer, batch_id=batch_id, decode=decode), transport)
+
+    async def read(self, signal: Signal, body: bytes, *, peer: str, batch_id: str = "", decode: Decode | None = None) -> Batch:
+        """`read_request`, in a thread where the body is not small."""
         if len(body) > OFFLOAD_BYTES:
-            batch = await self._receiver.in_thread(read_request, signal, peer, batch_id, decode, body)
-        else:
-            batch = read_request(signal, peer, batch_id, decode, body)
-        await self.hand_on(batch, transport)
+            return await self._receiver.in_thread(read_request, signal, peer, batch_id, decode, body)
+        return read_request(signal, peer, batch_id, decode, body)
 
     async def hand_on(self, batch: Batch, transport: str) -> None:
         """Returns when the batch is acknowledged. Raises Permanent where it is never to be sent again, Retryable where it is."""

@@ -8,7 +8,7 @@ bad part does not condemn the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -67,7 +67,7 @@ class QueuedExporter(Exporter[S]):
         else:
             self._queue = MemoryQueue(queue.queue_size, weigh, queue.max_bytes, waits_when_full=waits)
         self._busy = 0
-        """Senders that hold something."""
+        """Senders that hold something; without a queue, callers."""
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -93,7 +93,12 @@ class QueuedExporter(Exporter[S]):
         if not batch.count:
             return
         if not self.settings.sending_queue.enabled:
-            await self._deliver(batch)
+            self._busy += 1
+            try:
+                await self._deliver(batch)
+            finally:
+                self._busy -= 1
+                self._changed.set()
             return
         try:
             await self._queue.offer(batch)
@@ -177,7 +182,7 @@ class QueuedExporter(Exporter[S]):
 
     async def _deliver_entries(self, entries: list[Entry]) -> None:
         try:
-            await self._deliver(merge(entry.batch for entry in entries), split=len(entries) == 1)
+            await self._deliver(merge(entry.batch for entry in entries), entries, split=len(entries) == 1)
         except Permanent as refusal:
             if len(entries) == 1:
                 self._settle(entries[0], refusal)
@@ -222,10 +227,10 @@ class QueuedExporter(Exporter[S]):
         observe("lockgate_queue_quarantined_bytes", "damaged bytes that were copied aside", lambda it: it.quarantined_bytes)
         observe("lockgate_queue_torn_bytes", "bytes of an unfinished last write that were removed", lambda it: it.torn_bytes)
 
-    async def _deliver(self, batch: Batch, *, split: bool = True) -> None:
+    async def _deliver(self, batch: Batch, entries: Sequence[Entry] = (), *, split: bool = True) -> None:
         """Returns when the batch, or some part of it, is delivered and the rest is counted; raises Permanent where all was refused."""
         try:
-            rejected = await self._attempts(batch)
+            rejected = await self._attempts(batch, entries)
         except Permanent as refusal:
             if not split:
                 raise
@@ -237,7 +242,7 @@ class QueuedExporter(Exporter[S]):
             refused = 0
             for part in parts:
                 try:
-                    await self._deliver(part)
+                    await self._deliver(part, entries)
                 except Permanent:
                     refused += 1
             if refused == len(parts):
@@ -253,7 +258,7 @@ class QueuedExporter(Exporter[S]):
                 self.log.warning("%s%s", rejected.reason, _kept_back(kept_back))
             self._count("sent", batch, batch.count - lost)
 
-    async def _attempts(self, batch: Batch) -> Rejected | None:
+    async def _attempts(self, batch: Batch, entries: Sequence[Entry]) -> Rejected | None:
         retry, clock = self.settings.retry_on_failure, self.context.clock
         waits = delays(retry.initial_interval, retry.max_interval, retry.multiplier, retry.randomization_factor)
         started = clock.monotonic()
@@ -261,6 +266,8 @@ class QueuedExporter(Exporter[S]):
             if self._gave_up is not None:
                 # A new one each time: raised again and again, one instance would gather the traceback of every batch.
                 raise Retryable(str(self._gave_up), self._gave_up.after)
+            if entries and all(entry.abandoned for entry in entries):
+                raise Retryable("nobody waits for this any more")  # whoever has it sends it again
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:

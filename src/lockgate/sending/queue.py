@@ -30,6 +30,8 @@ class Entry:
 
     batch: Batch
     settled: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    abandoned: bool = False
+    """Whether nobody waits for it any more."""
 
 
 class Queue(Protocol):
@@ -175,7 +177,8 @@ class MemoryQueue(BoundedQueue):
                 self._waiting.remove(entry)
                 self._leave(entry.batch)
             else:
-                entry.settled.add_done_callback(lambda settled: settled.exception())  # nobody waits for it any more
+                entry.abandoned = True
+                entry.settled.add_done_callback(lambda settled: settled.exception())
             raise
 
     def settle(self, entry: Entry, refusal: Exception | None = None) -> None:
