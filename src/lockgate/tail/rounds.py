@@ -19,10 +19,9 @@ from typing import Any
 import msgspec
 
 from lockgate.batch import Batch, Origin, Signal, derived_id
-from lockgate.kit.backoff import delays
 from lockgate.kit.clock import Clock
 from lockgate.pipeline.contract import Status, Storage
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.retry import RetryOnFailure, hand_on
 from lockgate.tail.follow import Saved
 from lockgate.tail.tailer import Round, Tailer
 
@@ -31,17 +30,13 @@ _MAX_NAMED_PROBLEMS = 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of what is under way, and its retry."""
+    """Bounds of what is under way."""
 
     round_bytes: int = 2 << 20
     round_records: int = 8192
     max_rounds: int = 8
     max_bytes: int = 32 << 20
     """Payload bytes from read to taken."""
-    retry_initial_seconds: float = 0.1
-    retry_max_seconds: float = 5.0
-    retry_elapsed_seconds: float = 0.0
-    """After so long a round is given up, and counted; 0 is never."""
     save_seconds: float = 1.0
 
 
@@ -61,13 +56,14 @@ class Rounds:
         clock: Clock,
         status: Status,
         log: logging.Logger,
+        retry: RetryOnFailure | None = None,
         limits: Limits | None = None,
         after_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._owner = owner
         self._tailer, self._emit, self._spawn, self._executor = tailer, emit, spawn, executor
         self._storage, self._clock, self._status, self._log = storage, clock, status, log
-        self.limits = limits or Limits()
+        self._retry, self.limits = retry or RetryOnFailure(), limits or Limits()
         self._after_look = after_look
         self._saved_positions = saved
         self._given_back: list[tuple[str, int, int]] = []
@@ -216,7 +212,8 @@ class Rounds:
 
     async def _deliver(self, found: Round, batch: Batch) -> None:
         try:
-            await self._hand_on(batch)
+            if not await hand_on(batch, self._emit, self._retry, clock=self._clock, status=self._status, log=self._log):
+                self.dropped += batch.count
             for range_ in found.ranges:
                 range_.take()
             self._changed = True
@@ -225,31 +222,6 @@ class Rounds:
                 self.rounds_under_way -= 1
                 self.bytes_under_way -= len(batch.payload)
                 self._room.notify_all()
-
-    async def _hand_on(self, batch: Batch) -> None:
-        limits = self.limits
-        waits = delays(limits.retry_initial_seconds, limits.retry_max_seconds)
-        began = self._clock.monotonic()
-        while True:
-            try:
-                await self._emit(batch)
-            except Retryable as refusal:
-                elapsed = self._clock.monotonic() - began
-                if limits.retry_elapsed_seconds and elapsed >= limits.retry_elapsed_seconds:
-                    self.dropped += batch.count
-                    self._log.error(
-                        "gave up %d records after %.0f s, as retry_on_failure.max_elapsed_time says: %s", batch.count, elapsed, refusal
-                    )
-                    break
-                self._status.block(f"the next owner cannot take records now: {refusal}", "delivery")
-                await self._clock.sleep(max(next(waits), refusal.after or 0.0))
-            except Permanent as refusal:
-                self.dropped += batch.count
-                self._log.error("%d records were refused for good, and are lost: %s", batch.count, refusal)
-                break
-            else:
-                break
-        self._status.clear("delivery")
 
     # Telling.
 

@@ -15,7 +15,7 @@ from lockgate.components.receivers.filelog.settings import FilelogSettings
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import Context, Receiver, Storage, component
 from lockgate.tail.follow import Parser, Saved
-from lockgate.tail.rounds import Limits, Rounds, decode
+from lockgate.tail.rounds import Rounds, decode
 from lockgate.tail.tailer import Options, Tailer
 
 _SPARE_DESCRIPTORS = 256
@@ -61,12 +61,6 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             inotify=settings.inotify,
             own=own_output(),
         )
-        retry = settings.retry_on_failure
-        limits = Limits(
-            retry_initial_seconds=retry.initial_interval,
-            retry_max_seconds=retry.max_interval,
-            retry_elapsed_seconds=retry.max_elapsed_time,
-        )
         self._tailer = Tailer(
             options,
             parser,
@@ -89,7 +83,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             clock=context.clock,
             status=context.status,
             log=self.log,
-            limits=limits,
+            retry=settings.retry_on_failure,
         )
         self._observe(self._tailer, self._rounds)
         await self._rounds.start()
