@@ -13,7 +13,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,18 +25,12 @@ from lockgate.tail.follow import Saved
 from lockgate.tail.tailer import Round, Tailer
 
 _MAX_NAMED_PROBLEMS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of what is under way."""
-
-    round_bytes: int = 2 << 20
-    round_records: int = 8192
-    max_rounds: int = 8
-    max_bytes: int = 32 << 20
-    """Payload bytes from read to taken."""
-    save_seconds: float = 1.0
+_ROUND_BYTES = 2 << 20
+_ROUND_RECORDS = 8192
+_MAX_ROUNDS = 8
+_MAX_BYTES = 32 << 20
+"""Payload bytes from read to taken."""
+_SAVE_SECONDS = 1.0
 
 
 class Rounds:
@@ -56,15 +49,12 @@ class Rounds:
         clock: Clock,
         status: Status,
         log: logging.Logger,
-        retry: RetryOnFailure | None = None,
-        limits: Limits | None = None,
-        after_look: Callable[[], None] = lambda: None,
+        retry: RetryOnFailure,
     ) -> None:
         self._owner = owner
         self._tailer, self._emit, self._spawn, self._executor = tailer, emit, spawn, executor
         self._storage, self._clock, self._status, self._log = storage, clock, status, log
-        self._retry, self.limits = retry or RetryOnFailure(), limits or Limits()
-        self._after_look = after_look
+        self._retry = retry
         self._saved_positions = saved
         self._given_back: list[tuple[str, int, int]] = []
         self._wake = asyncio.Event()
@@ -134,9 +124,7 @@ class Rounds:
             await self._deliver_soon(found)
             async with self._room:
                 await self._room.wait_for(
-                    lambda: (
-                        self._stopping or (self.rounds_under_way < self.limits.max_rounds and self.bytes_under_way < self.limits.max_bytes)
-                    )
+                    lambda: self._stopping or (self.rounds_under_way < _MAX_ROUNDS and self.bytes_under_way < _MAX_BYTES)
                 )
             if not found.more:
                 await self._wait(began)
@@ -181,11 +169,10 @@ class Rounds:
 
         def collect() -> Round:
             self._tailer.give_back(back)
-            return self._tailer.collect(self.limits.round_bytes, self.limits.round_records)
+            return self._tailer.collect(_ROUND_BYTES, _ROUND_RECORDS)
 
         found: Round = await self._with_tailer(collect)
         self._report()
-        self._after_look()
         return found
 
     # Delivering.
@@ -257,7 +244,7 @@ class Rounds:
 
     async def _keep_saving(self) -> None:
         while True:
-            await self._clock.sleep(self.limits.save_seconds)
+            await self._clock.sleep(_SAVE_SECONDS)
             if not self._changed or self._stopping:
                 continue
             await self._save_now()

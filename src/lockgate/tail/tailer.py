@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from msgspec import structs
 
 from lockgate.kit.ranges import Ranges
+from lockgate.kit.unreadable import describe_unreadable
 from lockgate.tail.discovery import Discovery, rotated_from
 from lockgate.tail.follow import (
     ANCHOR_BYTES,
@@ -1179,24 +1180,3 @@ def _status(path: str, identity: tuple[int, int]) -> os.stat_result | None:
     except OSError:
         return None
     return status if (status.st_dev, status.st_ino) == identity else None
-
-
-def describe_unreadable(path: str, error: OSError) -> str:
-    """What cannot be read, by whom, and whose it is: everything that is needed to mend it."""
-    who = f"this process is uid {os.geteuid()}, gid {os.getegid()}, groups {sorted(os.getgroups())}"
-    try:
-        status = os.stat(path)
-        whose = f"it is mode {stat.filemode(status.st_mode)}, owner uid {status.st_uid}, gid {status.st_gid}"
-    except OSError:
-        parent = path
-        while (parent := os.path.dirname(parent)) not in ("/", ""):
-            try:
-                status = os.stat(parent)
-            except OSError:
-                continue
-            break
-        else:
-            status = os.stat("/")
-        whose = f"{parent} is mode {stat.filemode(status.st_mode)}, owner uid {status.st_uid}, gid {status.st_gid}"
-    mend = "give it that group (supplementalGroups), or run as the owner"
-    return f"cannot read {path}: {error.strerror or error}; {who}; {whose}; {mend}"

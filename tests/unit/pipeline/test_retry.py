@@ -19,9 +19,7 @@ BUSY = Retryable("busy", after=10.0)
         pytest.param([None], {}, True, 1, "", id="taken-at-once"),
         pytest.param([BUSY, BUSY, BUSY, None], {}, True, 4, "", id="kept-until-it-is-taken"),
         pytest.param([BUSY, Permanent("bad")], {}, False, 2, "7 records were refused for good, and are lost: bad", id="refused-for-good"),
-        pytest.param(
-            [BUSY] * 9, {"max_elapsed_time": "20s"}, False, 3, "gave up 7 records after 20 s", id="given-up-when-the-time-is-over"
-        ),
+        pytest.param([BUSY] * 9, {"max_elapsed_time": "20s"}, False, 3, "gave up 7 records after 20 s", id="given-up-in-the-end"),
     ],
 )
 async def test_a_batch_is_offered_until_its_fate_is_known(

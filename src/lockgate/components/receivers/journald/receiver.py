@@ -17,9 +17,9 @@ from lockgate.components.receivers.journald.records import Records
 from lockgate.components.receivers.journald.settings import DEFAULT_DIRECTORIES, JournaldSettings
 from lockgate.kit import regex
 from lockgate.kit.sometimes import Sometimes
+from lockgate.kit.unreadable import describe_unreadable
 from lockgate.pipeline.contract import Context, Receiver, Storage, component
 from lockgate.pipeline.retry import hand_on
-from lockgate.tail.tailer import describe_unreadable
 
 T = TypeVar("T")
 
