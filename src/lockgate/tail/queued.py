@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from lockgate.kit.ranges import Ranges
 from lockgate.tail.follow import parts_of
 
+_NONE = Ranges()
+
 
 class Queued:
     """What was durable when the tailer started. A life takes its share when its file is found."""
@@ -27,7 +29,7 @@ class Queued:
 
     def end(self, key: str) -> int:
         """How far the life reaches, by what is known of it here."""
-        return max((end for ranges in (self._durable, self._lost) for _, end in ranges.get(key, ())), default=0)
+        return max(ranges.get(key, _NONE).end for ranges in (self._durable, self._lost))
 
     def number(self, base: str, least: int, fits: Callable[[int], bool]) -> int | None:
         """Which of the lives that begin with this line this content is: the last one that is not longer than the content."""

@@ -22,7 +22,8 @@ from lockgate.kit.clock import Clock
 from lockgate.pipeline.contract import Status, Storage
 from lockgate.pipeline.retry import RetryOnFailure, hand_on
 from lockgate.tail.follow import Saved
-from lockgate.tail.tailer import Round, Tailer
+from lockgate.tail.reading import Round
+from lockgate.tail.tailer import Tailer
 
 _MAX_NAMED_PROBLEMS = 20
 _ROUND_BYTES = 2 << 20

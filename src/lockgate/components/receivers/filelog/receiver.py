@@ -15,8 +15,9 @@ from lockgate.components.receivers.filelog.settings import FilelogSettings
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import Context, Receiver, Storage, component
 from lockgate.tail.follow import Parser, Saved
+from lockgate.tail.options import Options
 from lockgate.tail.rounds import Rounds, decode
-from lockgate.tail.tailer import Options, Tailer
+from lockgate.tail.tailer import Tailer
 
 _SPARE_DESCRIPTORS = 256
 """For sockets, the queue and everything else."""
