@@ -74,7 +74,7 @@ class Lives:
         life = file.life
         assert life is not None
         position, skipping, anchor = (entry.position, entry.skipping, entry.anchor) if entry is not None else (0, False, b"")
-        durable, lost = self._queued.take(life.key)
+        durable = self._queued.take(life.key)
         if durable and not file.pread(1, durable.end - 1):
             durable = Ranges()  # the content that a queue holds of it is not this one, or not any more
         if (reach := durable.reach(position)) > position:
@@ -83,7 +83,6 @@ class Lives:
             file.size = max(file.size, position)
         life.start_at(position, skipping, anchor)
         life.islands = tuple((start, end) for start, end in durable if start > position)
-        self._again.add(life.key, lost)
         self._again.drop(life.key, position, sys.maxsize)  # what is ahead is read anyway
 
     def truncated(self, file: Followed, size: int) -> None:

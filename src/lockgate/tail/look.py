@@ -8,7 +8,7 @@ from lockgate.tail.arrivals import Arrivals
 from lockgate.tail.files import Files
 from lockgate.tail.known import Known
 from lockgate.tail.options import Options
-from lockgate.tail.queued import Again, Queued
+from lockgate.tail.queued import Queued
 from lockgate.tail.recognition import Recognition
 
 _SWEEP_SECONDS = 10.0
@@ -29,12 +29,11 @@ class Look:
         arrivals: Arrivals,
         recognition: Recognition,
         queued: Queued,
-        again: Again,
         account: Account,
         monotonic: Callable[[], float],
     ) -> None:
         self._options, self._files, self._known, self._arrivals, self._recognition = options, files, known, arrivals, recognition
-        self._queued, self._again, self._account, self._monotonic = queued, again, account, monotonic
+        self._queued, self._account, self._monotonic = queued, account, monotonic
         self._next_scan = self._next_sweep = self._next_leaving = 0.0
 
     def next(self) -> float:
@@ -74,8 +73,7 @@ class Look:
         if not self._arrivals.looked:
             self._arrivals.looked = True
             self._files.in_order()
-            for key, ranges in self._queued.take_lost().items():
-                self._again.add(key, ranges)
+            self._queued.take_lost()
         if everything and self._arrivals.has_seen_all and self._queued.keys:
             self._recognition.forget_queued()
         if self._files.leaving and now >= self._next_leaving:

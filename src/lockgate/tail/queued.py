@@ -10,9 +10,10 @@ _NONE = Ranges()
 
 
 class Queued:
-    """What was durable when the tailer started. A life takes its share when its file is found."""
+    """What was durable when the tailer started. A life takes its share when its file is found; what was lost of it goes to `again`."""
 
-    def __init__(self, durable: Mapping[str, Ranges], lost: Mapping[str, Ranges]) -> None:
+    def __init__(self, durable: Mapping[str, Ranges], lost: Mapping[str, Ranges], again: "Again") -> None:
+        self._again = again
         self._durable = dict(durable)
         self._lost = dict(lost)
         self._numbers: dict[str, list[int]] = {}
@@ -45,14 +46,16 @@ class Queued:
         keys = [key for key in self._by_digest.get(digest, ()) if key in self.keys]
         return max(keys, key=lambda key: parts_of(key)[2], default=None)
 
-    def take(self, key: str) -> tuple[Ranges, Ranges]:
-        """What is durable of this life, and what was lost of it."""
-        return self._durable.pop(key, Ranges()), self._lost.pop(key, Ranges())
+    def take(self, key: str) -> Ranges:
+        """What is durable of this life; what was lost of it is to be read again."""
+        self._again.add(key, self._lost.pop(key, _NONE))
+        return self._durable.pop(key, Ranges())
 
-    def take_lost(self) -> dict[str, Ranges]:
-        """What was lost of lives that no file was found for."""
+    def take_lost(self) -> None:
+        """What was lost of lives that no file was found for is to be read again, should one come."""
         lost, self._lost = self._lost, {}
-        return lost
+        for key, ranges in lost.items():
+            self._again.add(key, ranges)
 
     def forget(self) -> None:
         """Whose file was not found by now is gone."""

@@ -109,22 +109,9 @@ class Reader:
         """Read up to `size` bytes into the round: bytes used, records, whether there is more."""
         self._account.counts.reads += 1
         now = self._monotonic()
-        quiet = now - file.quiet_since
-        if file.life is None:
-            length = os.fstat(file.descriptor).st_size
-            if length < file.size:
-                self._lives.truncated(file, length)
-            if length != file.size:
-                file.size, file.quiet_since, quiet = length, now, 0.0
-            file.unread = length > 0
-            due = self._options.flush_seconds and quiet >= self._options.flush_seconds
-            ending = file in self._files.leaving and quiet >= self._options.linger_seconds
-            self._lives.identify(file, length, force=bool(due or ending))
-            if file.life is None:
-                if file.unread and file.identity in self._files.opened:
-                    self._files.unfinished[file] = None
-                return 0, 0, False
-        life = file.life
+        life = file.life or self._begin(file, now)
+        if life is None:
+            return 0, 0, False
         position, stop = life.read, 0
         if life.islands:
             stop = life.islands[0][0]
@@ -138,15 +125,10 @@ class Reader:
         head = content if not position and size >= file.first[0] else file.pread_head(file.first[0])
         is_same = content.startswith(life.anchor) and (file.unpacked is not None or begins(file.first, head))
         if not is_same or end < min(file.size, position + size):
-            if file.unpacked is not None:
-                self._account.lose(max(1, file.size - end), file.name, "it was changed under us")
-                self._files.close(file, keep=True)
-                return 0, 0, False
-            self._lives.truncated(file, os.fstat(file.descriptor).st_size)
-            return 0, 0, True
+            return 0, 0, self._changed(file, end)
         chunk = content[len(life.anchor) :]
         if end > file.size:
-            file.size, file.quiet_since, quiet = end, now, 0.0
+            file.size, file.quiet_since = end, now
         if file.unpacked is not None and len(chunk) < size and file.unpacked.error:
             self._broken(file, file.unpacked)
         if not chunk:
@@ -158,11 +140,9 @@ class Reader:
         before = self._before(file) if position == 0 else []
         pieces = [*before, (file, chunk)]
         chunk = b"".join(piece for _, piece in pieces)
-        flush = Flush.NOTHING
-        if (at_end and file in self._files.leaving and quiet >= self._options.linger_seconds) or (stop and position + size >= stop):
+        flush = self._due(file, now) if at_end else Flush.NOTHING
+        if stop and position + size >= stop:
             flush = Flush.END
-        elif at_end and self._options.flush_seconds and quiet >= self._options.flush_seconds:
-            flush = Flush.QUIET
         parsed = file.parse(chunk, max_records, flush, self._unix_nano())
         skipping = False
         if not parsed.consumed and (not at_end or len(chunk) >= self._options.max_chunk_bytes):
@@ -181,14 +161,42 @@ class Reader:
             self._account.counts.unfinished += parsed.partial
             if parsed.records:
                 file.bytes_per_record = parsed.consumed / parsed.records
-        limited = parsed.left is Left.LIMIT and parsed.consumed > 0
-        more = not at_end or limited
+        more = not at_end or (parsed.left is Left.LIMIT and parsed.consumed > 0)
         file.open_group = parsed.left is Left.GROUP and chunk[-1:] == b"\n"
         file.pending_lines = parsed.pending
         if file.unpacked is not None and not more:
             file.unpacked.forget(life.read - ANCHOR_BYTES)
         self._files.left(file, not more and parsed.consumed < len(chunk), flush)
         return parsed.consumed, parsed.records, more
+
+    def _begin(self, file: Followed, now: float) -> Life | None:
+        """The life of a file that had none: None where its first line is not there yet."""
+        length = os.fstat(file.descriptor).st_size
+        if length < file.size:
+            self._lives.truncated(file, length)
+        if length != file.size:
+            file.size, file.quiet_since = length, now
+        file.unread = length > 0
+        self._lives.identify(file, length, force=self._due(file, now) is not Flush.NOTHING)
+        if file.life is None and file.unread and file.identity in self._files.opened:
+            self._files.unfinished[file] = None
+        return file.life
+
+    def _due(self, file: Followed, now: float) -> Flush:
+        """What to do with an unfinished record at the file's end."""
+        quiet = now - file.quiet_since
+        if file in self._files.leaving and quiet >= self._options.linger_seconds:
+            return Flush.END
+        return Flush.QUIET if self._options.flush_seconds and quiet >= self._options.flush_seconds else Flush.NOTHING
+
+    def _changed(self, file: Followed, end: int) -> bool:
+        """What was read is not there any more, or ends before it did; whether something else is to be read."""
+        if file.unpacked is not None:
+            self._account.lose(max(1, file.size - end), file.name, "it was changed under us")
+            self._files.close(file, keep=True)
+            return False
+        self._lives.truncated(file, os.fstat(file.descriptor).st_size)
+        return True
 
     def _broken(self, file: Followed, unpacked: Unpacked) -> None:
         """What is good of a compressed file was read; the rest is a gap, told once."""

@@ -16,7 +16,7 @@ from lockgate.tail.known import Known
 from lockgate.tail.open import Refused, status_of
 from lockgate.tail.options import Options
 from lockgate.tail.packed import Unpacked
-from lockgate.tail.queued import Again, Queued
+from lockgate.tail.queued import Queued
 
 
 class Recognition:
@@ -29,14 +29,13 @@ class Recognition:
         known: Known,
         arrivals: Arrivals,
         queued: Queued,
-        again: Again,
         account: Account,
         unix_nano: Callable[[], int],
         *,
         is_new: bool,
     ) -> None:
         self._options, self._files, self._known, self._arrivals = options, files, known, arrivals
-        self._queued, self._again, self._account, self._unix_nano = queued, again, account, unix_nano
+        self._queued, self._account, self._unix_nano = queued, account, unix_nano
         self._is_new = is_new
         """Whether nothing is known of any process before this one."""
 
@@ -59,7 +58,7 @@ class Recognition:
             if os.path.dirname(entry.real) in waiting:
                 self._known.orphans.append(entry)
                 continue
-            self._again.add(entry.key, self._queued.take(entry.key)[1])
+            self._queued.take(entry.key)
             if entry.size > entry.position and not entry.done:
                 self._account.lose(entry.size - entry.position, entry.path, "it was deleted or truncated before it was read to its end")
             elif not entry.done:

@@ -46,8 +46,8 @@ class Tailer:
         self.options = options
         saved, durable = list(saved), durable or {}
         self._account = account = Account()
-        self._queued = queued = Queued(durable, lost or {})
         self._again = again = Again()
+        queued = Queued(durable, lost or {}, again)
         for entry in saved:
             for start, end in entry.again:
                 again.add(entry.key, durable.get(entry.key, Ranges()).missing(start, end))
@@ -58,8 +58,8 @@ class Tailer:
         self._arrivals = arrivals = Arrivals(
             options, files, known, lives, account, make_parser, monotonic, unix_nano, from_start=not is_new or not options.start_at_end
         )
-        recognition = Recognition(options, files, known, arrivals, queued, again, account, unix_nano, is_new=is_new)
-        self._look = Look(options, files, known, arrivals, recognition, queued, again, account, monotonic)
+        recognition = Recognition(options, files, known, arrivals, queued, account, unix_nano, is_new=is_new)
+        self._look = Look(options, files, known, arrivals, recognition, queued, account, monotonic)
         self._reader = Reader(options, files, lives, account, monotonic, unix_nano)
         self._rereader = Rereader(options, files, known, lives, arrivals, again, account, unix_nano)
 
