@@ -104,6 +104,14 @@ class Batch:
         """This batch with other bytes, of `count` records; of as many as before without it."""
         return replace(self, payload=payload, count=self.count if count is None else count, parts=(), _message=[])
 
+    def through(self, name: str) -> Batch:
+        """This batch as it goes on behind a fork: under ids that follow from its own and the name of the way.
+
+        Where two ways lead to the same place, each half would else be taken for a repetition of the other.
+        """
+        parts = tuple(Part(derived_id(part.id, name), part.size) for part in self.parts)
+        return replace(self, id=derived_id(self.id, name), parts=parts)
+
     def map_resources(self, edit: Callable[[bytes], bytes | None]) -> Batch:
         """This batch with each raw Resource message replaced by `edit(raw)`; None removes the resource with all its records.
 

@@ -10,6 +10,7 @@ from yarl import URL
 
 from lockgate.batch import Batch, Signal
 from lockgate.kit.units import Duration
+from lockgate.net.batch_ids import PARTS_HEADER, headers_of
 from lockgate.net.compression import Encoding
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings, check_url, safe_url
 from lockgate.pipeline.contract import Context, component
@@ -80,10 +81,10 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
         url = self.settings.url(batch.signal)
         if not url:
             raise Permanent(f"no endpoint is set for {batch.signal}")
-        body = batch.payload
+        body, headers = batch.payload, {"Content-Type": _CONTENT_TYPES[self.settings.encoding], **headers_of(batch)}
         if self.settings.encoding == "json":
             body = await self.in_thread(_to_json, batch)
-        headers = {"Content-Type": _CONTENT_TYPES[self.settings.encoding], "X-Lockgate-Batch-Id": batch.id}
+            headers.pop(PARTS_HEADER, None)  # they are not pieces of this body
         answer = await self._client.post(url, body, headers)
         if 200 <= answer.status < 300:
             is_json = _is(_JSON, answer)
