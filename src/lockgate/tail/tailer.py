@@ -739,7 +739,7 @@ class Tailer:
         known = [
             entry
             for entry in [*self._orphans, *self._saved.values()]
-            if entry.first[0] and entry.real.startswith(directory) and _begins_as(entry, head)
+            if entry.key and entry.first[0] and entry.real.startswith(directory) and _begins_as(entry, head)
         ]
         return next((entry for entry in known if pread(len(entry.anchor), entry.position - len(entry.anchor)) == entry.anchor), None)
 
@@ -987,8 +987,9 @@ class Tailer:
             size = min(size, stop - position)
         content = file.pread(len(life.anchor) + size, position - len(life.anchor))
         end = position - len(life.anchor) + len(content)
-        # At the beginning there is nothing before the position to compare.
-        is_same = content.startswith(life.anchor) and (position or size < file.first[0] or _begins(file.first, content))
+        # The bytes before the position do not suffice: equal lines make equal anchors.
+        head = content if not position and size >= file.first[0] else file.pread_head(file.first[0])
+        is_same = content.startswith(life.anchor) and (file.unpacked is not None or _begins(file.first, head))
         if not is_same or end < min(file.size, position + size):
             if file.unpacked is not None:
                 self._lose(max(1, file.size - end), file.name, "it was changed under us")

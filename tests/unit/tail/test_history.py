@@ -32,7 +32,7 @@ class Content:
 
     parts: list[str] = field(default_factory=list)
     is_known: bool = False
-    """Whether it had something in it at a save, or the queue has something of it: an empty file's inode number says nothing in time."""
+    """Whether it had a line at a save, or the queue has something of it: before that, it cannot be told from what takes its place."""
     events: int = -1
     """How many losses had been counted when it was destroyed; -1 while it stands."""
 
@@ -225,7 +225,7 @@ class Player:
     def save(self) -> None:
         if self.running:
             self.saved = self.bench.tailer.snapshot()
-            inodes = {entry.inode for entry in self.saved if entry.size}
+            inodes = {entry.inode for entry in self.saved if entry.key}
             for path in self.folder.iterdir():
                 if path.name in self.contents and path.stat().st_ino in inodes:
                     self.contents[path.name].is_known = True
