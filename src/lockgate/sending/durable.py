@@ -149,6 +149,9 @@ class PipelineQueue(Component[ComponentSettings], Room):
             [cursor.name for cursor in self._cursors],
             segment_bytes=max(1 << 16, min(8 << 20, self._max_bytes // 8)),
             fsync=storage.fsync,
+            compression=next(
+                (it for it in (exporter.compression for exporter in self.exporters) if it[0] in ("gzip", "zstd")), ("zstd", 1)
+            ),
         )
         await self.in_thread(journal.open)
         for cursor in self._cursors:

@@ -78,6 +78,11 @@ class QueuedExporter(Exporter[S]):
         queue = self.settings.sending_queue
         return queue.storage if queue.enabled else ""
 
+    @property
+    def compression(self) -> tuple[str, int | None]:
+        """The content encoding, and its level, of what it sends where that is a batch's payload: a queue on disk keeps it so."""
+        return "none", None
+
     def _queue_size(self) -> int:
         return sum(feed.size for feed in self.inbox.feeds)
 

@@ -28,8 +28,9 @@ def a_batch(number: int, size: int = 40) -> Batch:
     )
 
 
-def opened(directory: Path, *readers: str, **options: int) -> Journal:
-    journal = Journal(directory / "queue", LOG, readers or ("out",), fsync=False, **options)
+def opened(directory: Path, *readers: str, segment_bytes: int = 8 << 20, compression: tuple[str, int | None] = ("zstd", 1)) -> Journal:
+    names = readers or ("out",)
+    journal = Journal(directory / "queue", LOG, names, segment_bytes=segment_bytes, fsync=False, compression=compression)
     journal.open()
     return journal
 

@@ -118,6 +118,10 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
         self._done: dict[asyncio.Task[Any] | None, dict[int, _Verdict]] = {}
         """What became of the requests of the batch under way in a task: what is in here needs no other attempt."""
 
+    @property
+    def compression(self) -> tuple[str, int | None]:
+        return self.settings.compression, self.settings.compression_params.level
+
     async def _attempts(self, batch: Batch) -> Rejected | None:
         task = asyncio.current_task()
         self._done[task] = {}
@@ -167,7 +171,9 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
             headers[ID_HEADER] = batch.id if format == "otlp" else f"{batch.id}-{number}"
         if self._cookie:
             headers["Cookie"] = f"AWSALB={self._cookie}"
-        answer = await self._client.post(self._urls[batch.signal], request.body, headers)
+        answer = await self._client.post(
+            self._urls[batch.signal], request.body, headers, batch.encoded if request.body is batch.payload else None
+        )
         if self.settings.sticky_session_enabled:
             self._keep_cookie(answer)
         if answer.status in (200, 202, 204):
