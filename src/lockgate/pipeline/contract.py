@@ -20,7 +20,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from lockgate.batch import ALL_SIGNALS, Batch, Origin, Signal
@@ -81,6 +81,9 @@ class Storage(Protocol):
         """Whether what is written there must be on disk before it counts."""
 
 
+NO_GROUPS: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What the durable queues behind a receiver know of its sources, by `Origin.source`."""
@@ -113,7 +116,7 @@ class Holder(Protocol):
     def held(self, owner: str) -> Held:
         """See `Host.held`; of this queue alone."""
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """See `Host.saved`."""
 
 
@@ -130,10 +133,11 @@ class Host(Protocol):
     def held(self, owner: str) -> Held:
         """What the queues behind the receiver `owner` hold: where it goes on after a kill. Asked at its start, when all queues are open."""
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """The receiver `owner` has saved, durably, that it goes on from these positions of these sources, and knows no others.
 
-        Queues then need not remember what lies before them, nor anything of its other sources.
+        Queues then need not remember what lies before them, nor anything of its other sources. `groups` says what sources belong to (a
+        container's directory), also sources that have just gone: their counts are kept for it, as long as some source belongs to it.
         """
 
     def give_back(self, origins: Sequence[Origin]) -> None:
@@ -314,14 +318,17 @@ class Processor(Component[S]):
         self._outgoing = context.metrics.counter("otelcol_processor_outgoing_items", "items handed on by this processor", **labels)
 
     def process(self, batch: Batch) -> Batch:
-        """The batch as it goes on; one with count 0 does not go on. Must not block, and must not keep the batch."""
+        """The batch as it goes on. Must not block, and must not keep the batch.
+
+        One with count 0 does not go on, unless it has origins: a queue on disk notes that these were read, and what became of them.
+        """
         raise TypeError(f"{type(self).__name__} must define process or consume")
 
     async def consume(self, batch: Batch) -> None:
         self.refuse_if_stopped()
         self._incoming.add(batch.count)
-        result = self.process(batch)
-        if result.count:
+        result = self.process(batch) if batch.count else batch
+        if result.count or result.origins:
             await self.next.consume(result)
         self._outgoing.add(result.count)
 

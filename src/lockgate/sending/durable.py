@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lockgate.batch import Batch, Signal, merge
-from lockgate.pipeline.contract import Component, ComponentSettings, Context, Custody, Held
+from lockgate.pipeline.contract import NO_GROUPS, Component, ComponentSettings, Context, Custody, Held
 from lockgate.pipeline.errors import Retryable
 from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
 from lockgate.sending.notes import Account, Outcome, queued_record
@@ -73,7 +73,11 @@ class Cursor:
         return {"requests": amount.records, "items": amount.items, "bytes": amount.payload_bytes}[self.settings.sizer]
 
     def ready(self, ref: Ref, batch: Batch) -> None:
-        """Hands a record to the senders."""
+        """Hands a record to the senders. One that says only what became of its origins is delivered as it is."""
+        if not batch.count:
+            self.size -= self.weigh(batch)
+            self._queue.settle(Settlement(self.name, ref, batch, Outcome()))
+            return
         self.loaded += len(batch.payload)
         self.inbox.arrive(_Stored(batch, self, ref=ref))
 
@@ -136,10 +140,10 @@ class PipelineQueue(Component[ComponentSettings], Room):
         """See `Host.held`."""
         return self.journal.knowledge.held(owner) if self.journal is not None else Held()
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """See `Host.saved`."""
         if self.journal is not None:
-            self.journal.knowledge.saved(owner, positions)
+            self.journal.knowledge.saved(owner, positions, groups)
 
     async def start(self) -> None:
         storage = await self.in_thread(self.context.host.extension(self._storage).storage, f"queue/{self.context.pipeline}")
@@ -149,6 +153,7 @@ class PipelineQueue(Component[ComponentSettings], Room):
             [cursor.name for cursor in self._cursors],
             segment_bytes=max(1 << 16, min(8 << 20, self._max_bytes // 8)),
             fsync=storage.fsync,
+            time_unix_nano=self.context.clock.time_unix_nano,
             compression=next(
                 (it for it in (exporter.compression for exporter in self.exporters) if it[0] in ("gzip", "zstd")), ("zstd", 1)
             ),
@@ -233,7 +238,7 @@ class PipelineQueue(Component[ComponentSettings], Room):
 
     def _new_of(self, batch: Batch) -> Batch | None:
         """What of this batch is not here, nor was: None for nothing. A merged one may be known in part."""
-        if not batch.count or self._is_known(batch):
+        if not (batch.count or batch.origins) or self._is_known(batch):
             return None
         parts = list(parts_of(batch)) if batch.parts and not batch.origins else []
         new = [part for part in parts if not self._is_known(part)]
