@@ -21,7 +21,7 @@ ENCODINGS = {"utf-8", "utf8", "utf-8-raw", "ascii", "us-ascii"}
 _UNSUPPORTED = {
     "header": "parse headers behind the receiver",
     "ordering_criteria": "every matching file is followed, and each keeps its own order",
-    "compression": "only plain files are followed",
+    "compression": "what a kubelet compressed of a followed log is read without it; other compressed files are not",
     "delete_after_read": "Lockgate never deletes a log",
     "acquire_fs_lock": "no file is locked; leave it out",
     "include_file_record_number": "a record's number is not known after a restart; the path and the time tell records apart",
