@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lockgate.batch import Signal
-from lockgate.collector.components import UnusableComponent, find, known
+from lockgate.collector.components import UnusableComponent, any_installed, find, known
 from lockgate.kit.document import Document, DocumentError, Mark, Path, Problem, environment_expander, merge, parse
 from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
@@ -203,8 +203,8 @@ class Configuration:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
         rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]
         rows += [("service", need) for need in self.service.telemetry.needs()]
-        # aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS.
-        rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
+        if any_installed():  # then aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS
+            rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
         for configured in self.used():
             rows += [(configured.key, need) for need in configured.settings.needs()]
         rows += [("service", need) for need in name_resolution(need for _, need in rows)]

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from lockgate.collector.components import UnusableComponent, all_types, find, summary
 from lockgate.collector.config import Configuration
-from lockgate.kit.settings import Secret, nearest
+from lockgate.kit.settings import Secret, meanings, nearest
 from lockgate.kit.units import format_duration, parse_duration, parse_size
 from lockgate.pipeline.contract import Component, Kind
 from lockgate.pipeline.needs import Connect, Kubernetes, Listen, Need, Read, Write
@@ -69,9 +69,10 @@ def _reference(kind: Kind, component: type[Component[Any]]) -> str:
 
 
 def _keys(model: type[BaseModel], prefix: str, above: tuple[type[BaseModel], ...] = ()) -> Iterator[tuple[str, str, str, str]]:
+    described = meanings(model)
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
-        yield path, _type_text(field), _default_text(field), field.description or ""
+        yield path, _type_text(field), _default_text(field), field.description or described.get(name, "")
         nested, container = _nested(field.annotation)
         for inner in nested:
             if inner not in above:

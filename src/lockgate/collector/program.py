@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import ctypes
-import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockgate.batch import Signal
 from lockgate.collector.config import Configuration, Configured, Pipeline
 from lockgate.collector.host import ProgramHost
+from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
-from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
+from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Exporter, Kind, Processor, Receiver, Status
 from lockgate.pipeline.fan_out import Fork, fan_out
 from lockgate.pipeline.graph import running
-from lockgate.sending.durable import PipelineQueue
-from lockgate.sending.exporter import QueuedExporter
+
+if TYPE_CHECKING:
+    from lockgate.sending.durable import PipelineQueue
 
 log = logging.getLogger("lockgate.service")
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 class Program:
@@ -107,15 +103,17 @@ class Program:
 
     def _queues(self, pipeline: Pipeline, exporters: Mapping[str, Component[Any]]) -> dict[str, PipelineQueue]:
         """The queues on disk that this pipeline's exporters share, by exporter."""
-        by_storage: dict[str, list[QueuedExporter[Any]]] = {}
+        by_storage: dict[str, list[Any]] = {}
         for exporter in (exporters.get(id) for id in pipeline.exporters):
-            if isinstance(exporter, QueuedExporter) and exporter.queued_in:
+            if isinstance(exporter, Exporter) and exporter.queued_in:
                 by_storage.setdefault(exporter.queued_in, []).append(exporter)
         queues: dict[str, PipelineQueue] = {}
+        if by_storage:
+            from lockgate.sending.durable import PipelineQueue as Queue  # what only a queue on disk needs
         for storage, several in by_storage.items():
             key = f"service/queue/{pipeline.id}" + (f"@{storage}" if len(by_storage) > 1 else "")
             context = self._context(pipeline.id, Kind.EXPORTER, key, pipeline)
-            queue = PipelineQueue(context, storage, several)
+            queue = Queue(context, storage, several)
             self.host.add_status(key, context.status)
             self.host.add(key, queue)
             queues |= {exporter.context.id: queue for exporter in several}
@@ -149,6 +147,7 @@ class Program:
             starting.block("not everything is started yet")
             await stack.enter_async_context(running(self.components, service.shutdown_timeout))
             starting.clear()
+            await stack.enter_async_context(giving_back(self.clock, self.host.executor))
             self._process_metrics()
             log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
             if on_ready:
@@ -214,26 +213,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
-
-
-def tune_memory() -> None:
-    """Keeps large buffers in the process: glibc otherwise maps and unmaps each one (1-4 times the cost of a batch, measured).
-
-    And freezes what start-up made, so that the collector of cycles does not walk it again and again.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
-            mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-            mallopt(_M_ARENA_MAX, 2)
-    gc.collect()
-    gc.freeze()
-    # At exit what is frozen must be collectable again, or extension modules (DuckDB's nanobind) report all they own as leaked.
-    atexit.register(gc.unfreeze)
-
-
-def resident_bytes() -> float:
-    """This process's resident memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")

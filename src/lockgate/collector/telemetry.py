@@ -8,7 +8,8 @@ import sys
 import time
 from typing import Any
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
 
 from lockgate.collector.config import LogSettings, PrometheusSettings
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
@@ -63,10 +64,10 @@ class MetricsServer:
     async def __aexit__(self, *_: object) -> None:
         await self.server.stop(1.0)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         if request.path != "/metrics":
             raise HttpRefusal(404, f"nothing is at {request.path}; ask /metrics")
         settings = self.settings
         scope = None if settings.without_scope_info else "lockgate"
         text = self.context.metrics.render(counter_suffix="" if settings.without_type_suffix else "_total", scope=scope)
-        return web.Response(text=text, content_type="text/plain", charset="utf-8", headers={"X-Content-Type-Options": "nosniff"})
+        return Response(text=text, content_type="text/plain", charset="utf-8", headers={"X-Content-Type-Options": "nosniff"})

@@ -18,8 +18,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-from aiohttp import hdrs, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import hdrs
+
+# Not aiohttp.web: its routes, files and websockets are 1.3 MB that nothing here uses.
+from aiohttp.web_protocol import PayloadAccessError, RequestHandler, RequestPayloadError
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
@@ -149,7 +154,7 @@ class HttpRefusal(Exception):
         return headers
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class HttpServer:
@@ -217,7 +222,7 @@ class HttpServer:
         self._listener = self._server = None
 
     @asynccontextmanager
-    async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    async def body(self, request: BaseRequest) -> AsyncIterator[bytes]:
         """The request's body, inflated; its bytes count as in flight until the block is left. Raises HttpRefusal."""
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
         if encoding not in self._encodings:
@@ -233,7 +238,7 @@ class HttpServer:
         finally:
             share.release()
 
-    async def _read(self, request: web.BaseRequest, share: Share) -> bytes:
+    async def _read(self, request: BaseRequest, share: Share) -> bytes:
         limit, length = self.settings.body_limit, request.content_length
         if length is not None and length > limit:
             raise HttpRefusal(413, f"the body has {length} bytes; at most {limit} are accepted")
@@ -252,7 +257,7 @@ class HttpServer:
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
-        except (web.PayloadAccessError, web.RequestPayloadError) as error:
+        except (PayloadAccessError, RequestPayloadError) as error:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -269,7 +274,7 @@ class HttpServer:
         except CorruptBody as error:
             raise HttpRefusal(400, f"the body is not what its Content-Encoding says: {error}") from error
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
         task = asyncio.current_task()
         assert task is not None
         self._under_way.add(task)
@@ -301,9 +306,9 @@ class HttpServer:
             request.protocol.force_close()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers and self._origin(request):
-            return web.Response(status=204)
+            return Response(status=204)
         if self.settings.auth is not None:
             try:
                 headers = {name.lower(): value for name, value in request.headers.items()}
@@ -312,11 +317,11 @@ class HttpServer:
                 raise HttpRefusal(401, f"not authenticated: {error}") from None
         return await self._handler(request)
 
-    def _origin(self, request: web.BaseRequest) -> str | None:
+    def _origin(self, request: BaseRequest) -> str | None:
         origin = request.headers.get(hdrs.ORIGIN, "")
         return origin if origin and any(fnmatch.fnmatchcase(origin, pattern) for pattern in self.settings.cors.allowed_origins) else None
 
-    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def _add_cors(self, request: BaseRequest, response: StreamResponse) -> None:
         cors, origin = self.settings.cors, self._origin(request)
         if origin is None:
             return
@@ -333,9 +338,9 @@ class HttpServer:
                 response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(cors.max_age)
 
 
-def refused(refusal: HttpRefusal) -> web.Response:
+def refused(refusal: HttpRefusal) -> Response:
     """The refusal as plain text; protocols with an error format of their own catch HttpRefusal themselves."""
-    return web.Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
+    return Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
 
 
 def _hold(share: Share, size: int) -> None:
@@ -343,7 +348,7 @@ def _hold(share: Share, size: int) -> None:
         raise HttpRefusal(503, "as many bytes are in flight as are accepted; try again", _RETRY_SECONDS)
 
 
-class _Server(web.Server):
+class _Server(Server):
     """aiohttp's server, with our connections: bounded in number and in the time that a request's head may take."""
 
     def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:

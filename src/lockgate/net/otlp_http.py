@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response
 
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
@@ -43,7 +44,7 @@ class OtlpHttp:
     async def __aexit__(self, *_: Any) -> None:
         await self.server.stop()
 
-    async def serve(self, request: web.BaseRequest) -> web.Response:
+    async def serve(self, request: BaseRequest) -> Response:
         """The answer to one request."""
         content_type = request.content_type
         try:
@@ -54,9 +55,9 @@ class OtlpHttp:
             return self._refused(request, content_type, HttpRefusal(400, str(error)))
         except Retryable as error:
             return self._refused(request, content_type, HttpRefusal(503, str(error), error.after or 1))
-        return web.Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
+        return Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
 
-    async def _take(self, request: web.BaseRequest, content_type: str) -> None:
+    async def _take(self, request: BaseRequest, content_type: str) -> None:
         signal = self.signal(request.path)
         if signal is None:
             raise HttpRefusal(404, f"nothing is served at this path; served: {', '.join(self.paths)}")
@@ -81,7 +82,7 @@ class OtlpHttp:
         """The signal behind this path."""
         return self.paths.get(path)
 
-    def note_refused(self, request: web.BaseRequest, refusal: HttpRefusal) -> None:
+    def note_refused(self, request: BaseRequest, refusal: HttpRefusal) -> None:
         """Counts a refused request, and logs it now and then."""
         self.context.metrics.counter(
             "lockgate_receiver_refused_requests",
@@ -94,7 +95,7 @@ class OtlpHttp:
             more = f" ({kept_back} more like this were not logged)" if kept_back else ""
             self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 
-    def _refused(self, request: web.BaseRequest, content_type: str, refusal: HttpRefusal) -> web.Response:
+    def _refused(self, request: BaseRequest, content_type: str, refusal: HttpRefusal) -> Response:
         self.note_refused(request, refusal)
         headers = refusal.headers | ({"Allow": "POST"} if refusal.status == 405 else {})
         code = _CODES.get(refusal.status, 2)
@@ -105,7 +106,7 @@ class OtlpHttp:
 
             # Everything that did not say JSON gets protobuf, as the specification asks for what cannot be told.
             content_type, body = PROTOBUF, Status(code=code, message=refusal.reason).SerializeToString()
-        return web.Response(status=refusal.status, body=body, content_type=content_type, headers=headers)
+        return Response(status=refusal.status, body=body, content_type=content_type, headers=headers)
 
 
 def _decode_json(body: bytes, signal: Signal) -> bytes:

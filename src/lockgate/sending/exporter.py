@@ -130,22 +130,25 @@ class QueuedExporter(Exporter[S]):
 
     async def _work(self) -> None:
         while self._memory is not None or not self._stopping.is_set():
-            entries = [await self.inbox.take()]
-            self._busy += 1
+            # In a frame of its own: a sender that waits must not keep alive what it sent last.
+            await self._serve([await self.inbox.take()])
+
+    async def _serve(self, entries: list[Entry]) -> None:
+        self._busy += 1
+        try:
+            if self._memory is None and self._stopping.is_set():
+                return  # came while this ended; it stays where it is
+            await self._gather(entries)
+            self._sending += 1
             try:
-                if self._memory is None and self._stopping.is_set():
-                    return  # came while this ended; it stays where it is
-                await self._gather(entries)
-                self._sending += 1
-                try:
-                    await self._deliver_entries(entries)
-                finally:
-                    self._sending -= 1
+                await self._deliver_entries(entries)
             finally:
-                for entry in entries:  # only what a cancellation left: settling twice does nothing
-                    entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
-                self._busy -= 1
-                self._changed.set()
+                self._sending -= 1
+        finally:
+            for entry in entries:  # only what a cancellation left: settling twice does nothing
+                entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
+            self._busy -= 1
+            self._changed.set()
 
     async def _gather(self, entries: list[Entry]) -> None:
         """Adds to the first entry what may be merged with it, waiting for more only while something else is under way."""

@@ -395,6 +395,7 @@ class Tailer:
     def _adopt(self, path: str, real: str, descriptor: int, matched: bool, rotated_from: str = "") -> None:
         status = os.fstat(descriptor)
         identity = status.st_dev, status.st_ino
+        real = path if real == path else real  # one string for both
         if identity in self._files or identity in self.options.own:
             os.close(descriptor)
             return

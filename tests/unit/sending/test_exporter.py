@@ -1,6 +1,7 @@
 """QueuedExporter on a virtual clock: what is acknowledged when, what is tried again, what is counted."""
 
 import asyncio
+import gc
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -67,6 +68,19 @@ async def settled(clock: VirtualClock) -> None:
 
 def bodies(batch: Batch) -> list[str]:
     return [record.body.string_value for entry in batch.message.resource_logs for scope in entry.scope_logs for record in scope.log_records]
+
+
+async def test_a_sender_that_waits_keeps_no_batch_alive() -> None:
+    server, clock = Server(), VirtualClock()
+    async with exporting(server, clock) as (exporter, _):
+        await exporter.consume(batch := logs("a"))
+        assert [each.id for each in server.sent] == [batch.id]
+        name = batch.id
+        server.sent.clear()
+        del batch
+        await settled(clock)
+        gc.collect()
+        assert [each for each in gc.get_objects() if isinstance(each, Batch) and each.id == name] == []
 
 
 async def test_consume_returns_when_the_batch_is_delivered_and_not_before() -> None:

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response
 from pydantic import Field
 
 from lockgate.batch import Batch, Signal
@@ -84,7 +85,7 @@ class _SumologicHttp(OtlpHttp):
         match = _OTLP_PATH.fullmatch(path)
         return Signal(match["signal"]) if match else None
 
-    async def serve(self, request: web.BaseRequest) -> web.Response:
+    async def serve(self, request: BaseRequest) -> Response:
         source, otlp = _SOURCE_PATH.fullmatch(request.path), _OTLP_PATH.fullmatch(request.path)
         try:
             if source is None and otlp is None:
@@ -107,7 +108,7 @@ class _SumologicHttp(OtlpHttp):
             self.note_refused(request, refusal)
             return refused(refusal)
 
-    async def _take_lines(self, request: web.BaseRequest, wanted: str | None) -> web.Response:
+    async def _take_lines(self, request: BaseRequest, wanted: str | None) -> Response:
         if request.method != "POST":
             raise HttpRefusal(405, f"{request.method} is not served; use POST")
         if request.content_type in _OTHER_METRICS:
@@ -126,7 +127,7 @@ class _SumologicHttp(OtlpHttp):
         async with self.server.body(request) as body:
             id = request.headers.get(ID_HEADER, "")
             await self.intake.take(signal, body, peer=client_address(request.remote), transport="http", batch_id=id, decode=decode)
-        return web.Response()
+        return Response()
 
 
 def _is_known(token: str | None, tokens: list[str]) -> bool:
