@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockgate.batch import Signal
 from lockgate.collector.config import Configuration, Configured, Pipeline
@@ -18,11 +18,12 @@ from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
-from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
+from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Exporter, Kind, Processor, Receiver, Status
 from lockgate.pipeline.fan_out import Fork, fan_out
 from lockgate.pipeline.graph import running
-from lockgate.sending.durable import PipelineQueue
-from lockgate.sending.exporter import QueuedExporter
+
+if TYPE_CHECKING:
+    from lockgate.sending.durable import PipelineQueue
 
 log = logging.getLogger("lockgate.service")
 
@@ -102,15 +103,17 @@ class Program:
 
     def _queues(self, pipeline: Pipeline, exporters: Mapping[str, Component[Any]]) -> dict[str, PipelineQueue]:
         """The queues on disk that this pipeline's exporters share, by exporter."""
-        by_storage: dict[str, list[QueuedExporter[Any]]] = {}
+        by_storage: dict[str, list[Any]] = {}
         for exporter in (exporters.get(id) for id in pipeline.exporters):
-            if isinstance(exporter, QueuedExporter) and exporter.queued_in:
+            if isinstance(exporter, Exporter) and exporter.queued_in:
                 by_storage.setdefault(exporter.queued_in, []).append(exporter)
         queues: dict[str, PipelineQueue] = {}
+        if by_storage:
+            from lockgate.sending.durable import PipelineQueue as Queue  # what only a queue on disk needs
         for storage, several in by_storage.items():
             key = f"service/queue/{pipeline.id}" + (f"@{storage}" if len(by_storage) > 1 else "")
             context = self._context(pipeline.id, Kind.EXPORTER, key, pipeline)
-            queue = PipelineQueue(context, storage, several)
+            queue = Queue(context, storage, several)
             self.host.add_status(key, context.status)
             self.host.add(key, queue)
             queues |= {exporter.context.id: queue for exporter in several}

@@ -351,6 +351,11 @@ class Exporter(Component[S]):
 
     kind = Kind.EXPORTER
 
+    @property
+    def queued_in(self) -> str:
+        """The storage extension that its queue is in, which a pipeline's exporters share; empty where it is none of `lockgate.sending`."""
+        return ""
+
     async def consume(self, batch: Batch) -> None:
         raise TypeError(f"{type(self).__name__} must define consume")
 

@@ -447,7 +447,8 @@ class Journal:
     def _roll(self) -> _Segment:
         self._seal()
         path = self._directory / f"{self._next:020d}{_SEGMENT}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Nothing that was acknowledged can have this name; what an earlier attempt could not delete may.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             write(descriptor, header(_HEADER_MAGIC), 0)
             if self._fsync:
@@ -455,7 +456,8 @@ class Journal:
             self._begin_epoch()  # syncs the directory, too
         except OSError:
             os.close(descriptor)
-            path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
         self._descriptor = descriptor
         self._active = self._segments[self._next] = _Segment(self._next, path, HEADER.size, self._next)
@@ -466,7 +468,6 @@ class Journal:
         segment, self._active = self._active, None
         if segment is not None:
             os.close(self._descriptor)
-            self._next = max(self._next, segment.number + 1)  # a name is not used twice
             self._drop_if_done(segment)
 
     def _drop_if_done(self, segment: _Segment) -> None:
