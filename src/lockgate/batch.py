@@ -117,7 +117,7 @@ class Batch:
         return replace(self, payload=payload, count=count, origins=origins, parts=(), encoded={}, _message=[])
 
     def _origins_of(self, left: int, dropped: Sequence[int]) -> tuple[Origin, ...]:
-        """The origins, when so many records are left. What cannot be told of one of them is told of their receiver, as `OWNER:`."""
+        """The origins, when so many records are left. What cannot be told of one of them is told of their receiver, as `OWNER:?`."""
         if left == self.count or not self.origins:
             return self.origins
         origins = list(self.origins)
@@ -125,7 +125,7 @@ class Batch:
         if len(givers) == 1:
             dropped = [self.count - left]
         elif self.regrouped or len(dropped) != len(givers):
-            return (*origins, Origin(f"{origins[0].owner}:", 0, 0, 0, left - self.count, self.count - left))
+            return (*origins, Origin(f"{origins[0].owner}:?", 0, 0, 0, left - self.count, self.count - left))
         for number, gone in zip(givers, dropped, strict=True):
             origin = origins[number]
             origins[number] = replace(origin, records=origin.records - gone, filtered=origin.filtered + gone)

@@ -216,7 +216,7 @@ def test_what_is_dropped_without_saying_of_what_is_told_of_the_receiver() -> Non
     batch = three_files()
     for left in (batch.with_payload(b"", 1), replace(batch, regrouped=True).with_payload(b"", 1, [2, 2])):
         assert origins(left) == [(2, 0), (0, 0), (3, 0), (-4, 4)]
-        assert left.origins[-1].source == "tail:"
+        assert left.origins[-1].source == "tail:?"
 
 
 def test_what_is_dropped_of_one_origin_is_told_of_it_however_it_was_regrouped() -> None:

@@ -56,6 +56,9 @@ class ProgramHost:
             if queue is not None:
                 queue.saved(owner, positions, groups)
 
+    def behind(self, owner: str) -> Sequence[Holder]:
+        return [queue for queue in self._behind.get(owner, ()) if queue is not None]
+
     def give_back(self, origins: Sequence[Origin]) -> None:
         for owner in {origin.owner for origin in origins}:
             receiver = self._components.get(f"receivers/{owner}")

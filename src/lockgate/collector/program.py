@@ -96,7 +96,8 @@ class Program:
             if configured.kind is Kind.RECEIVER:
                 self._receive(configured, heads)
                 behind = self.configuration.behind(configured.id)
-                holders = [queues[pipeline.id].get(id) for pipeline, id in behind]
+                takers = [queues[pipeline.id].get(id) or consumers[id] for pipeline, id in behind]
+                holders = [it if it.keeps_accounts else None for it in takers]
                 # What one way has brought is no sign of what the other has: nothing counts as durable there, and may come twice.
                 is_sure = not any(pipeline.id in joined for pipeline, _ in behind)
                 self.host.add_behind(configured.id, [*dict.fromkeys(holders), *([] if is_sure else [None])])

@@ -28,6 +28,7 @@ from lockgate.kit.clock import Clock
 from lockgate.kit.metrics import Metrics, Series
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
+from lockgate.pipeline.ledger import Chosen, Sources
 from lockgate.pipeline.needs import ComponentSettings
 
 
@@ -143,6 +144,9 @@ class Host(Protocol):
     def give_back(self, origins: Sequence[Origin]) -> None:
         """What a queue had made durable from these origins is damaged: their receivers read it again, where it can still be had."""
 
+    def behind(self, owner: str) -> Sequence[Holder]:
+        """The queues that the receiver `owner` reaches."""
+
     @property
     def executor(self) -> Executor:
         """Threads for work that blocks or that runs without the interpreter lock."""
@@ -215,6 +219,11 @@ class Component(Generic[S]):
         self._tasks: asyncio.TaskGroup | None = None
         self._spawned: set[asyncio.Task[Any]] = set()
 
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether it is a queue of `lockgate.sending`, and so tells the ledger what became of what it took."""
+        return False
+
     async def start(self) -> None:
         """Open what is needed; may raise, which ends the program's start with that error."""
 
@@ -283,6 +292,13 @@ class Receiver(Component[S]):
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         """These bytes of its sources were durable behind it and are damaged. One that can read them again does."""
+
+    async def sources(self, chosen: Chosen) -> Sources | None:
+        """What the ledger asks: where the lines of these containers are that no queue has. None where there are no files.
+
+        Raises Retryable where they cannot be looked at now.
+        """
+        return None
 
     async def emit(self, batch: Batch, transport: str = "") -> None:
         """Hand this batch on and count what became of it: the one way out of a receiver."""

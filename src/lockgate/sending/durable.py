@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lockgate.batch import Batch, Signal, merge
 from lockgate.pipeline.contract import NO_GROUPS, Component, ComponentSettings, Context, Custody, Held
 from lockgate.pipeline.errors import Retryable
 from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
-from lockgate.sending.notes import Account, Outcome, queued_record
+from lockgate.sending.notes import Account, Books, Outcome, observe_lines, observe_records, queued_record
 from lockgate.sending.queue import Entry, QueueFull, Room
 from lockgate.sending.segments import Amount, Journal, Loaded, Ref, Settlement
 
@@ -122,6 +122,8 @@ class PipelineQueue(Component[ComponentSettings], Room):
         self._busy = self._closed = self._ended = False
         text = "batches that came again under the same id, were acknowledged, and not written again"
         self._duplicates = context.metrics.counter("lockgate_queue_duplicate_batches", text, pipeline=context.pipeline)
+        self._owners: set[str] = set()
+        """Receivers that metrics tell of."""
         self._wanted = 0
         """Payload bytes of the write that failed last; 0 where the last one did not."""
         self._sync_at: float | None = None
@@ -132,9 +134,28 @@ class PipelineQueue(Component[ComponentSettings], Room):
         """Those that it feeds."""
         return [cursor.exporter for cursor in self._cursors]
 
+    @property
+    def is_on_disk(self) -> bool:
+        """See `ledger.Bookkeeper`."""
+        return True
+
+    @property
+    def keeps_accounts(self) -> bool:
+        return True
+
     def accounts(self) -> Mapping[str, Account]:
         """The ledger's counts by source."""
-        return self.journal.knowledge.accounts() if self.journal is not None else {}
+        return self.books().accounts
+
+    def books(self) -> Books:
+        """See `ledger.Bookkeeper`."""
+        return self.journal.knowledge.books() if self.journal is not None else Books()
+
+    def waiting_bytes(self) -> dict[str, int]:
+        """See `ledger.Bookkeeper`."""
+        if self.journal is None:
+            return {}
+        return {it.name: self.journal.readers[it.name].unread.payload_bytes + it.loaded for it in self._cursors}
 
     def held(self, owner: str) -> Held:
         """See `Host.held`."""
@@ -222,7 +243,17 @@ class PipelineQueue(Component[ComponentSettings], Room):
         self._work.set()
         self._admit()
 
+    def _observe_lines(self, owners: Iterable[str]) -> None:
+        if self.journal is not None:
+            for owner in set(owners) - self._owners - {""}:
+                self._owners.add(owner)
+                observe_lines(self.context.metrics, self.journal.knowledge, owner, pipeline=self.context.pipeline)
+
     def _observe(self, journal: Journal) -> None:
+        self._observe_lines(journal.knowledge.owners())
+        for cursor in self._cursors:
+            observe_records(self.context.metrics, journal.knowledge, cursor.name, pipeline=self.context.pipeline)
+
         def observe(name: str, text: str, read: Callable[[], int], kind: str = "counter") -> None:
             self.context.metrics.observe(name, text, read, kind=kind, pipeline=self.context.pipeline)
 
@@ -353,6 +384,7 @@ class PipelineQueue(Component[ComponentSettings], Room):
             self._refuse(offers, job.error)
         elif offers:
             self._writes_again()
+            self._observe_lines(batch.origins[0].owner for batch, _ in offers if batch.origins)
         if origins := journal.given_back():
             self.context.host.give_back(origins)
         self._admit()

@@ -9,7 +9,7 @@ which feeds the senders of all its exporters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ from lockgate.batch import Batch, Signal, count_records, merge
 from lockgate.kit.backoff import delays
 from lockgate.kit.metrics import Series
 from lockgate.kit.sometimes import Sometimes
-from lockgate.pipeline.contract import Context, Custody, Exporter
+from lockgate.pipeline.contract import NO_GROUPS, Context, Custody, Exporter, Held
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.sending.notes import Outcome
+from lockgate.sending.notes import Books, Knowledge, Outcome, Queued, Settled, observe_records, queued_record, settled_record
 from lockgate.sending.queue import Entry, Inbox, MemoryQueue, QueueFull, Weigh
 from lockgate.sending.settings import SendingSettings
 
@@ -55,7 +55,13 @@ class QueuedExporter(Exporter[S]):
             self.custody = Custody.DURABLE
         elif queue.enabled:
             waits = queue.block_on_overflow
-            self._memory = MemoryQueue(self.inbox, queue.queue_size, WEIGHTS[queue.sizer], queue.max_bytes, waits_when_full=waits)
+            weigh = WEIGHTS[queue.sizer]
+            self._memory = MemoryQueue(self.inbox, queue.queue_size, weigh, queue.max_bytes, waits_when_full=waits, note=self._keep_account)
+        self._knowledge = Knowledge([context.id], 0)
+        """The ledger of a queue in memory."""
+        self._accounted = 0
+        if self._memory is not None:
+            observe_records(context.metrics, self._knowledge, context.id, pipeline="")
         self._busy = 0
         """Senders that hold something."""
         self._sending = 0
@@ -89,6 +95,38 @@ class QueuedExporter(Exporter[S]):
     def _queue_capacity(self) -> int:
         return len(self.inbox.feeds) * self.settings.sending_queue.queue_size
 
+    # The ledger of a queue in memory. Custody stays with the sender, so nothing counts as queued before it is delivered or rejected.
+
+    @property
+    def keeps_accounts(self) -> bool:
+        return self._memory is not None
+
+    @property
+    def is_on_disk(self) -> bool:
+        """See `ledger.Bookkeeper`."""
+        return False
+
+    def _keep_account(self, batch: Batch, outcome: Outcome) -> None:
+        self._accounted += 1
+        self._knowledge.apply(Queued(self._accounted, [queued_record(batch)]))
+        self._knowledge.apply(Settled(self.context.id, [settled_record(self._accounted, batch, outcome)]))
+
+    def books(self) -> Books:
+        """See `ledger.Bookkeeper`."""
+        return self._knowledge.books()
+
+    def waiting_bytes(self) -> dict[str, int]:
+        """See `ledger.Bookkeeper`."""
+        return {self.context.id: self._memory.bytes} if self._memory is not None else {}
+
+    def held(self, owner: str) -> Held:
+        """See `Host.held`: nothing that would survive this process."""
+        return Held()
+
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
+        """See `Host.saved`."""
+        self._knowledge.saved(owner, positions, groups)
+
     async def send(self, batch: Batch) -> Rejected | None:
         """One attempt. Returns when the batch is delivered; raises Retryable or Permanent. Bounded by `timeout`; may be cancelled."""
         raise TypeError(f"{type(self).__name__} must define send")
@@ -96,6 +134,8 @@ class QueuedExporter(Exporter[S]):
     async def consume(self, batch: Batch) -> None:
         self.refuse_if_stopped()
         if not batch.count:
+            if batch.origins and self._memory is not None:
+                self._keep_account(batch, Outcome())
             return
         if self._memory is None:
             await self._deliver(batch)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
 from lockgate.batch import Batch, Origin, Signal
+from lockgate.kit.metrics import Metrics
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import NO_GROUPS, Held
 
@@ -57,9 +58,10 @@ class Account(msgspec.Struct, array_like=True):
     """One source's counts since the journal first heard of it: lines and records as its receiver gave them with `Origin`.
 
     Under the source `OWNER:=GROUP` is what is left of sources of that group that the receiver `OWNER` knows no more; under `OWNER:` that of
-    groups of which it knows none, and what was dropped on the way from batches of several sources; under the empty one are batches without
-    origins, and rejections that no source can be given: part of a batch of several sources. These were counted as delivered for the
-    sources, so `delivered` is less by as much here, and the sum over all sources is exact.
+    groups of which it knows none; under `OWNER:?` what was dropped on the way from batches of several sources, if nobody said of which: it
+    counts as records of these, so here are as many less. Under the empty one are batches without origins, and rejections that no source can
+    be given: part of a batch of several sources. These were counted as delivered for the sources, so `delivered` is less by as much here.
+    The sum over all sources is exact.
     """
 
     lines: int = 0
@@ -143,6 +145,17 @@ Change = Queued | Settled | Damaged
 
 
 @dataclass(frozen=True, slots=True)
+class Books:
+    """A queue's part of the ledger."""
+
+    accounts: dict[str, Account] = field(default_factory=dict)
+    known: dict[str, Ranges] = field(default_factory=dict)
+    """What of each source is, or was, in the queue, and perhaps not yet acknowledged to its receiver."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """The source under which each source is counted when it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How an exporter was done with a batch: so many of its records were rejected, for this reason."""
 
@@ -216,7 +229,7 @@ class Knowledge:
         """See `Host.saved`. A source that came after the owner began to save is not in `positions`, and still known to it."""
         with self._lock:
             self._groups |= {source: f"{owner}:={group.replace(':', '%3A')}" for source, group in groups.items()}
-            alive = {self._groups[source] for source in positions if source in self._groups}
+            alive = {self._groups[source] for source in positions if source in self._groups} | {f"{owner}:?"}
             now = self._generations[owner] = self._generations.get(owner, 0) + 1
             for source in [each for each in {**self._durable, **self._lost} if _owner(each) == owner]:
                 if source in positions:
@@ -240,13 +253,13 @@ class Knowledge:
 
     def accounts(self) -> dict[str, Account]:
         """A copy of the counts by source."""
-        return self.books()[0]
+        return self.books().accounts
 
-    def books(self) -> tuple[dict[str, Account], dict[str, Ranges]]:
-        """Copies of the counts by source, and of what is durable and not yet saved, as of one moment."""
+    def books(self) -> Books:
+        """Copies of what the ledger asks, as of one moment."""
         with self._lock:
             accounts = msgspec.msgpack.decode(msgspec.msgpack.encode(self._accounts), type=dict[str, Account])
-            return accounts, {source: Ranges(ranges) for source, ranges in self._durable.items()}
+            return Books(accounts, {source: Ranges(ranges) for source, ranges in self._durable.items()}, dict(self._groups))
 
     def total(self, owner: str) -> Account:
         """The sum over the sources of this owner; the empty one's is that of batches without origins."""
@@ -407,6 +420,36 @@ class Knowledge:
         group = self._groups.pop(source, f"{owner}:")
         self._touched[group] = self._generations.get(owner, 0)
         self._accounts.setdefault(group, Account()).add(account)
+
+
+def observe_lines(metrics: Metrics, knowledge: Knowledge, owner: str, **labels: str) -> None:
+    """The receiver's lines, by what became of them: those of all its files, in one series for each fate."""
+
+    def observe(fate: str, read: Callable[[Account], int]) -> None:
+        text = "lines that came to this queue: records, joined into others, or filtered on the way"
+        metrics.observe(
+            "lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), kind="counter", receiver=owner, fate=fate, **labels
+        )
+
+    observe("record", lambda account: account.records)
+    observe("joined", lambda account: account.joined)
+    observe("filtered", lambda account: account.filtered)
+
+
+def observe_records(metrics: Metrics, knowledge: Knowledge, exporter: str, **labels: str) -> None:
+    """The exporter's records, by what became of them."""
+
+    def observe(fate: str, read: Callable[[Share], int], reason: str = "") -> None:
+        text = "records that came to this exporter's queue, by what became of them"
+        metrics.observe(
+            "lockgate_ledger_records", text, lambda: read(knowledge.share(exporter)), exporter=exporter, fate=fate, reason=reason, **labels
+        )
+
+    observe("delivered", lambda share: share.delivered)
+    observe("pending", lambda share: share.pending)
+    observe("damaged", lambda share: share.damaged)
+    for reason in REASONS:
+        observe("rejected", lambda share, reason=reason: share.rejected.get(reason, 0), reason)  # type: ignore[misc]
 
 
 def origins_of(records: Iterable[QueuedRecord]) -> list[Origin]:

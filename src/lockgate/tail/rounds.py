@@ -11,6 +11,7 @@ positions pass it only when it is taken.
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from lockgate.kit.backoff import delays
 from lockgate.kit.clock import Clock
 from lockgate.pipeline.contract import Status, Storage
 from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.ledger import Gap, Place, Source, Sources
 from lockgate.tail.follow import Saved
 from lockgate.tail.tailer import Round, Tailer
 
 _MAX_NAMED_PROBLEMS = 20
+LOOK_SECONDS = 5.0
+"""How long the ledger waits for a thread that reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Rounds:
         *,
         owner: str,
         storage: Storage | None,
-        saved: Callable[[Mapping[str, int]], None] = lambda positions: None,
+        saved: Callable[[Mapping[str, int], Mapping[str, str]], None] = lambda positions, groups: None,
         clock: Clock,
         status: Status,
         log: logging.Logger,
@@ -80,6 +84,10 @@ class Rounds:
         self._reading: asyncio.Task[None] | None = None
         self._named: set[str] = set()
         self._changed = False
+        self._groups: dict[str, str] = {}
+        """The directory of each source that was known when positions were saved last."""
+        self._under_way: dict[int, tuple[Origin, ...]] = {}
+        self._looking: asyncio.Future[list[Source]] | None = None
         self.rounds_under_way = 0
         self.bytes_under_way = 0
         self.dropped = 0
@@ -87,6 +95,7 @@ class Rounds:
 
     async def start(self) -> None:
         """Looks once, so that what cannot be read is known before anything runs; then reads in the background."""
+        self._groups = self._groups_of(self._tailer.snapshot())
         found = await self._collect()
         # Which files are there is known before anything of them is delivered, and so what is new after a kill.
         await self._save_now()
@@ -207,6 +216,7 @@ class Rounds:
         found.payloads.clear()
         self.rounds_under_way += 1
         self.bytes_under_way += len(batch.payload)
+        self._under_way[id(found)] = origins
         self._spawn(self._deliver(found, batch), "deliver")
 
     async def _deliver(self, found: Round, batch: Batch) -> None:
@@ -216,6 +226,7 @@ class Rounds:
                 range_.take()
             self._changed = True
         finally:
+            del self._under_way[id(found)]
             async with self._room:
                 self.rounds_under_way -= 1
                 self.bytes_under_way -= len(batch.payload)
@@ -251,6 +262,7 @@ class Rounds:
     def _report(self) -> None:
         """What cannot be read goes to the log once, and into the status as long as it lasts; what was lost, to the log."""
         while self._tailer.losses:
+            self._changed = True
             self._log.error("%s", self._tailer.losses.popleft())
         problems = self._tailer.problems
         gone = self._named - problems.keys()
@@ -276,6 +288,27 @@ class Rounds:
         else:
             self._status.clear("waiting")
 
+    async def look_at(self, place: Callable[[str, str], Place | None]) -> Sources:
+        """See `Receiver.sources`. Raises Retryable where a reading thread does not return."""
+        if self._looking is not None and not self._looking.done():
+            raise Retryable("files cannot be looked at now: a look at them does not return")
+        self._looking = self._spawn(self._with_tailer(self._tailer.look_at, place), "look")
+        done, _ = await asyncio.wait({self._looking}, timeout=LOOK_SECONDS)
+        if not done:
+            raise Retryable("files cannot be looked at now: reading them does not return")
+        found = Sources(
+            self._looking.result(),
+            under_way=[origin for origins in self._under_way.values() for origin in origins],
+            dropped=self.dropped,
+            waiting_files=self._tailer.waiting_files,
+        )
+        for source in found.sources:
+            source.id = f"{self._owner}:{source.id}" if source.id else ""
+        for gap in list(self._tailer.gaps.values()):
+            if (where := place(gap.path, gap.path)) is not None:
+                found.gaps.append((where, gap))
+        return found
+
     # Remembering.
 
     async def _keep_saving(self) -> None:
@@ -294,13 +327,18 @@ class Rounds:
         """Queues need not remember what is saved here; without a storage nothing is, but what is gone is."""
         if is_saved or self._storage is None:
             positions = {f"{self._owner}:{entry.key}": entry.position if is_saved else 0 for entry in entries if entry.key}
-            self._saved_positions(positions)
+            groups = self._groups_of(entries)
+            self._saved_positions(positions, self._groups | groups)
+            self._groups = groups
+
+    def _groups_of(self, entries: list[Saved]) -> dict[str, str]:
+        return {f"{self._owner}:{entry.key}": os.path.dirname(entry.real) for entry in entries if entry.key}
 
     def _save(self, entries: list[Saved]) -> bool:
         if self._storage is None:
             return False
         try:
-            self._storage.save(encode(entries))
+            self._storage.save(encode(entries, list(self._tailer.gaps.values())))
         except OSError as error:
             self._changed = True
             reason = f"cannot save positions: {error}; a restart would read again from the last ones saved"
@@ -312,24 +350,27 @@ class Rounds:
         return True
 
 
-class _Checkpoint(msgspec.Struct):
-    version: int
-    files: list[Saved]
+class Checkpoint(msgspec.Struct):
+    """What is stored."""
+
+    version: int = 1
+    files: list[Saved] = []
+    gaps: list[Gap] = []
 
 
-def encode(entries: list[Saved]) -> bytes:
-    """Positions as they are stored."""
-    return msgspec.msgpack.encode(_Checkpoint(1, entries))
+def encode(entries: list[Saved], gaps: list[Gap]) -> bytes:
+    """Positions and gaps as they are stored."""
+    return msgspec.msgpack.encode(Checkpoint(1, entries, gaps))
 
 
-def decode(content: bytes | None) -> list[Saved]:
+def decode(content: bytes | None) -> Checkpoint:
     """What `encode` made; raises ValueError for anything else."""
     if content is None:
-        return []
+        return Checkpoint()
     try:
-        checkpoint = msgspec.msgpack.decode(content, type=_Checkpoint)
+        checkpoint = msgspec.msgpack.decode(content, type=Checkpoint)
     except msgspec.DecodeError as error:
         raise ValueError(f"is no checkpoint of file positions: {error}") from error
     if checkpoint.version != 1:
         raise ValueError(f"is a checkpoint of version {checkpoint.version}; this program knows version 1")
-    return checkpoint.files
+    return checkpoint

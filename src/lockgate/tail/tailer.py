@@ -11,10 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from msgspec import structs
 
 from lockgate.kit.ranges import Ranges
+from lockgate.pipeline.ledger import Gap, Place, Source
 from lockgate.tail.discovery import Discovery, rotated_from
 from lockgate.tail.follow import (
     ANCHOR_BYTES,
@@ -144,6 +146,7 @@ class Tailer:
         *,
         durable: Mapping[str, Ranges] | None = None,
         lost: Mapping[str, Ranges] | None = None,
+        gaps: Iterable[Gap] = (),
         monotonic: Callable[[], float] = time.monotonic,
         unix_nano: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -189,6 +192,8 @@ class Tailer:
         self._old_problems: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         """What cannot be read and why, by path; at most so many."""
+        self.gaps: dict[tuple[str, str], Gap] = {(gap.path, gap.reason): gap for gap in gaps}
+        """What was gone before it was read, by path and reason; of at most so many, the others under the empty path."""
         self.losses: deque[str] = deque(maxlen=_MAX_PROBLEMS)
         """What was lost and where, in words; whoever tells of it takes it out."""
 
@@ -241,6 +246,43 @@ class Tailer:
         if self._again.untaken or any(entry.again for entry in entries):
             entries = [structs.replace(entry, again=self._again.of(entry.key)) for entry in entries]
         return entries
+
+    def look_at(self, place: Callable[[str, str], Place | None]) -> list[Source]:
+        """Every content that `place` (path as matched, where it stands) does not answer None for, and how far it was read."""
+        found = []
+        for file in self._files.values():
+            if (where := place(file.path, file.real)) is None:
+                continue
+            entry = file.saved()
+            size = file.size if file.unpacked is not None else os.fstat(file.descriptor).st_size
+            read = file.life.read if file.life is not None else 0
+            oldest = self._oldest_unread(file, read, size) if size > read else 0
+            found.append(
+                Source(
+                    entry.key,
+                    file.name,
+                    where,
+                    os.path.dirname(file.real),
+                    size,
+                    entry.position,
+                    read,
+                    oldest,
+                    file.pending_lines,
+                    file.unpacked is not None,
+                )
+            )
+        for entry in [*self._saved.values(), *self._orphans]:
+            if (where := place(entry.path, entry.real)) is not None and (entry.key or entry.size):
+                size = entry.position if entry.done else max(entry.size, entry.position)
+                group = os.path.dirname(entry.real)
+                found.append(Source(entry.key, entry.real, where, group, size, entry.position, entry.position, compressed=entry.packed))
+        return found
+
+    def _oldest_unread(self, file: Followed, read: int, size: int) -> int:
+        """When the first unread line was written: what it begins with, else when the file was written to last."""
+        if file.unpacked is None and (written := _time_of(os.pread(file.descriptor, 64, read))):
+            return written
+        return os.fstat(file.descriptor).st_mtime_ns
 
     def give_back(self, ranges: Iterable[tuple[str, int, int]]) -> None:
         """A queue lost these ranges (key, start, end): the next calls of `collect` read them again."""
@@ -932,6 +974,12 @@ class Tailer:
 
     def _lose(self, lost_bytes: int, path: str, how: str) -> None:
         """Count what is gone; without bytes, that it is not known whether anything is."""
+        named = (path, how) if (path, how) in self.gaps or len(self.gaps) < _MAX_PROBLEMS else ("", how)
+        gap = self.gaps.setdefault(named, Gap(*named))
+        gap.bytes += lost_bytes
+        gap.times += 1 if lost_bytes else 0
+        gap.unknown += 0 if lost_bytes else 1
+        gap.time_unix_nano = self._unix_nano()
         if lost_bytes:
             self.counts.gaps += 1
             self.counts.lost_bytes += lost_bytes
@@ -1136,6 +1184,15 @@ class Tailer:
             self._unfinished[file] = None
         else:
             self._unfinished.pop(file, None)
+
+
+def _time_of(line: bytes) -> int:
+    """The time, in nanoseconds, that a line of a CRI log begins with; 0 where it begins otherwise."""
+    try:
+        written = datetime.fromisoformat(line.partition(b" ")[0].decode())
+    except ValueError:
+        return 0
+    return int(written.timestamp() * 1e9) if written.tzinfo else 0
 
 
 def _line_start(descriptor: int, size: int) -> tuple[int, bytes]:
