@@ -16,6 +16,7 @@ from lockgate.collector.config import Configuration, Configured, Pipeline
 from lockgate.collector.host import ProgramHost
 from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.telemetry import MetricsServer, set_up_logging
+from lockgate.collector.watchdog import Watchdog, watching
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Exporter, Kind, Processor, Receiver, Status
@@ -144,6 +145,8 @@ class Program:
             stack.callback(self.host.close)
             if (prometheus := service.telemetry.metrics.prometheus()) is not None:
                 await stack.enter_async_context(MetricsServer(prometheus, self._context("telemetry", Kind.EXTENSION, "service/telemetry")))
+            watchdog = Watchdog(self.host.components, self.host.statuses, self.metrics, self.clock, log)
+            await stack.enter_async_context(watching(watchdog, self.clock))
             starting = self.host.statuses["service"]
             starting.block("not everything is started yet")
             await stack.enter_async_context(running(self.components, service.shutdown_timeout))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -168,9 +168,10 @@ class Status:
         self.blocked: dict[str, tuple[str, float]] = {}
         """Reason and since when (monotonic seconds), by key."""
 
-    def block(self, reason: str, key: str = "") -> None:
-        """This component cannot go on as it should, and why; said again with the same key it keeps its first time."""
-        since = self.blocked.get(key, ("", self._clock.monotonic()))[1]
+    def block(self, reason: str, key: str = "", since: float | None = None) -> None:
+        """This component cannot go on as it should, and why; said again with the same key it keeps its first time, if none is given."""
+        if since is None:
+            since = self.blocked.get(key, ("", self._clock.monotonic()))[1]
         self.blocked[key] = (reason, since)
 
     def clear(self, key: str = "") -> None:
@@ -194,6 +195,22 @@ class Context:
     """Set for processors, which exist once per pipeline."""
     pipeline: str = ""
     """Likewise: the pipeline's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Something that a component waits for, for the watchdog."""
+
+    what: str
+    """What for, as it follows `waits for`."""
+    since: float
+    """The last progress, or when it began (monotonic seconds)."""
+    limit: float
+    """Seconds from which on this is a fault."""
+
+
+STALLED_SECONDS = 300.0
+"""After so long without an acknowledgement somebody should look. A guess: longer than a restart of a peer."""
 
 
 T = TypeVar("T")
@@ -223,6 +240,10 @@ class Component(Generic[S]):
     def keeps_accounts(self) -> bool:
         """Whether it is a queue of `lockgate.sending`, and so tells the ledger what became of what it took."""
         return False
+
+    def waiting(self) -> Iterator[Waiting]:
+        """What it waits for now and should not wait for long. Asked once a second and for metrics, from the event loop."""
+        return iter(())
 
     async def start(self) -> None:
         """Open what is needed; may raise, which ends the program's start with that error."""
@@ -289,6 +310,14 @@ class Receiver(Component[S]):
         super().__init__(settings, context)
         self.outputs: dict[Signal, Consumer] = {}
         self._counts: dict[tuple[Signal, str, str], Series] = {}
+        self._handed_on: dict[asyncio.Task[Any], float] = {}
+        """Since when each task has waited for an acknowledgement."""
+
+    def waiting(self) -> Iterator[Waiting]:
+        if self._handed_on:
+            task, since = next(iter(self._handed_on.items()))
+            text = f"an acknowledgement of what it handed on; {len(self._handed_on)} batches wait, the first in {_innermost(task)}"
+            yield Waiting(text, since, STALLED_SECONDS)
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         """These bytes of its sources were durable behind it and are damaged. One that can read them again does."""
@@ -302,11 +331,16 @@ class Receiver(Component[S]):
 
     async def emit(self, batch: Batch, transport: str = "") -> None:
         """Hand this batch on and count what became of it: the one way out of a receiver."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._handed_on[task] = self.context.clock.monotonic()
         try:
             await self.outputs[batch.signal].consume(batch)
         except Refusal:
             self._count(batch.signal, "refused", transport).add(batch.count)
             raise
+        finally:
+            del self._handed_on[task]
         self._count(batch.signal, "accepted", transport).add(batch.count)
 
     def _count(self, signal: Signal, outcome: str, transport: str) -> Series:
@@ -319,6 +353,18 @@ class Receiver(Component[S]):
                 transport=key[2],
             )
         return self._counts[key]
+
+
+def _innermost(task: asyncio.Task[Any]) -> str:
+    """The last component that this task has entered and not left: who has the batch, as far as this task knows."""
+    found = "the pipeline"
+    inner: Any = task.get_coro()
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None)
+        if frame is not None and isinstance(owner := frame.f_locals.get("self"), Component):
+            found = owner.log.name.removeprefix("lockgate.")
+        inner = getattr(inner, "cr_await", None)
+    return found
 
 
 class Processor(Component[S]):
@@ -436,5 +482,6 @@ __all__ = [
     "Signal",
     "Status",
     "Storage",
+    "Waiting",
     "component",
 ]

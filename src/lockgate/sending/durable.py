@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lockgate.batch import Batch, Signal, merge
-from lockgate.pipeline.contract import NO_GROUPS, Component, ComponentSettings, Context, Custody, Held
+from lockgate.pipeline.contract import NO_GROUPS, Component, ComponentSettings, Context, Custody, Held, Waiting
 from lockgate.pipeline.errors import Retryable
 from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
 from lockgate.sending.notes import Account, Books, Outcome, observe_lines, observe_records, queued_record
@@ -32,6 +32,8 @@ LOADED_BYTES = 16 << 20
 """What an exporter's senders are given at a time: enough to keep ten busy with batches of a megabyte."""
 PROBE_SECONDS = 1.0
 """How often a full disk is looked at, so that readiness returns without anybody's trying."""
+DISK_SECONDS = 30.0
+"""After so long a job on the disk is said to hang; one writes some MB. A guess."""
 SYNC_SECONDS = 1.0
 """How long what is delivered may be noted and not synced: a power loss repeats that much."""
 
@@ -122,6 +124,8 @@ class PipelineQueue(Component[ComponentSettings], Room):
         self._busy = self._closed = self._ended = False
         text = "batches that came again under the same id, were acknowledged, and not written again"
         self._duplicates = context.metrics.counter("lockgate_queue_duplicate_batches", text, pipeline=context.pipeline)
+        self._disk_since: float | None = None
+        """Since when a thread has worked on the disk."""
         self._owners: set[str] = set()
         """Receivers that metrics tell of."""
         self._wanted = 0
@@ -165,6 +169,10 @@ class PipelineQueue(Component[ComponentSettings], Room):
         """See `Host.saved`."""
         if self.journal is not None:
             self.journal.knowledge.saved(owner, positions, groups)
+
+    def waiting(self) -> Iterator[Waiting]:
+        if self._disk_since is not None:
+            yield Waiting(f"the disk: a call to {self._storage} does not return", self._disk_since, DISK_SECONDS)
 
     async def start(self) -> None:
         storage = await self.in_thread(self.context.host.extension(self._storage).storage, f"queue/{self.context.pipeline}")
@@ -366,7 +374,11 @@ class PipelineQueue(Component[ComponentSettings], Room):
         job.syncs = self._sync_at is not None and self._sync_at <= loop.time()
         if not (job.batches or job.settlements or job.rooms or job.syncs):
             return
-        await self.in_thread(job.run, journal)
+        self._disk_since = self.context.clock.monotonic()
+        try:
+            await self.in_thread(job.run, journal)
+        finally:
+            self._disk_since = None
         if job.syncs:
             self._sync_at = None
         self._has_loaded(journal, job)

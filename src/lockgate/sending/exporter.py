@@ -18,7 +18,7 @@ from lockgate.batch import Batch, Signal, count_records, merge
 from lockgate.kit.backoff import delays
 from lockgate.kit.metrics import Series
 from lockgate.kit.sometimes import Sometimes
-from lockgate.pipeline.contract import NO_GROUPS, Context, Custody, Exporter, Held
+from lockgate.pipeline.contract import NO_GROUPS, Context, Custody, Exporter, Held, Waiting
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.sending.notes import Books, Knowledge, Outcome, Queued, Settled, observe_records, queued_record, settled_record
 from lockgate.sending.queue import Entry, Inbox, MemoryQueue, QueueFull, Weigh
@@ -69,8 +69,12 @@ class QueuedExporter(Exporter[S]):
         self._stopping = asyncio.Event()
         self._gave_up: Retryable | None = None
         self._failing_since: float | None = None
+        self._refusal = ""
+        """Why the last attempt failed, as long as none has succeeded."""
+        self._attempting = 0
+        self._progress = context.clock.monotonic()
+        """When something was settled, or nothing waited."""
         self._sometimes = Sometimes(context.clock)
-        self._stalls = Sometimes(context.clock, queue.stalled_after)
         self._counters: dict[tuple[str, Signal], Series] = {}
         if queue.enabled:
             metrics, id = context.metrics, context.id
@@ -127,6 +131,20 @@ class QueuedExporter(Exporter[S]):
         """See `Host.saved`."""
         self._knowledge.saved(owner, positions, groups)
 
+    def waiting(self) -> Iterator[Waiting]:
+        size = self._queue_size()
+        if not (size or self._busy or self._attempting):
+            self._progress = self.context.clock.monotonic()
+            return
+        if self._refusal:
+            what = f"delivery: {self._refusal}"
+        elif self._attempting:
+            what = f"delivery: {self._attempting} requests are not answered"
+        else:
+            what = "the sending queue, which gives out nothing"
+        wait = f"; {size} are in the queue" if size else ""
+        yield Waiting(what + wait, self._progress, self.settings.sending_queue.stalled_after)
+
     async def send(self, batch: Batch) -> Rejected | None:
         """One attempt. Returns when the batch is delivered; raises Retryable or Permanent. Bounded by `timeout`; may be cancelled."""
         raise TypeError(f"{type(self).__name__} must define send")
@@ -174,6 +192,8 @@ class QueuedExporter(Exporter[S]):
             await self._serve([await self.inbox.take()])
 
     async def _serve(self, entries: list[Entry]) -> None:
+        if not self._busy and self._queue_size() <= len(entries):
+            self._progress = self.context.clock.monotonic()
         self._busy += 1
         try:
             if self._memory is None and self._stopping.is_set():
@@ -185,6 +205,8 @@ class QueuedExporter(Exporter[S]):
             finally:
                 self._sending -= 1
         finally:
+            if any(entry.settled.done() for entry in entries):
+                self._progress = self.context.clock.monotonic()
             for entry in entries:  # only what a cancellation left: settling twice does nothing
                 entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
             self._busy -= 1
@@ -303,11 +325,16 @@ class QueuedExporter(Exporter[S]):
                 return rejected
 
     async def _attempt(self, batch: Batch) -> Rejected | None:
+        if not (self._busy or self._attempting):  # without a queue
+            self._progress = self.context.clock.monotonic()
+        self._attempting += 1
         try:
             async with asyncio.timeout(self.settings.timeout or None):
                 return await self.send(batch)
         except TimeoutError as error:
             raise Retryable(f"no answer in {self.settings.timeout:g} s; raise timeout or look at the network policy") from error
+        finally:
+            self._attempting -= 1
 
     def _held_up(self, refusal: Retryable, wait: float) -> None:
         now = self.context.clock.monotonic()
@@ -316,14 +343,13 @@ class QueuedExporter(Exporter[S]):
         self.context.status.block(f"delivery: {refusal}", "sending")
         if (kept_back := self._sometimes.now("retry")) is not None:
             self.log.warning("not delivered: %s; next try in %.1f s%s", refusal, wait, _kept_back(kept_back))
-        failing = now - self._failing_since
-        if failing >= self.settings.sending_queue.stalled_after and self._stalls.now("stalled") is not None:
-            self.log.error("nothing was delivered for %.0f s, and %d wait: %s", failing, self._queue_size(), refusal)
+        self._refusal = str(refusal)
 
     def _moves_on(self) -> None:
         if self._failing_since is not None:
             self.log.info("delivering again after %.1f s", self.context.clock.monotonic() - self._failing_since)
             self._failing_since = None
+        self._refusal = ""
         self.context.status.clear("sending")
 
     def _lost(self, batch: Batch, reason: str, records: int) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,15 @@ import msgspec
 from lockgate.batch import Batch, Origin, Signal, derived_id
 from lockgate.kit.backoff import delays
 from lockgate.kit.clock import Clock
-from lockgate.pipeline.contract import Status, Storage
+from lockgate.pipeline.contract import Status, Storage, Waiting
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.pipeline.ledger import Gap, Place, Source, Sources
 from lockgate.tail.follow import Saved
 from lockgate.tail.tailer import Round, Tailer
 
 _MAX_NAMED_PROBLEMS = 20
+READ_SECONDS = 30.0
+"""After so long a round of reading is said to hang; one reads some MB. A guess."""
 LOOK_SECONDS = 5.0
 """How long the ledger waits for a thread that reads."""
 
@@ -80,6 +82,7 @@ class Rounds:
         self._using = asyncio.Lock()
         """Held while a thread works with the tailer."""
         self._job: asyncio.Future[Any] | None = None
+        self._job_since = 0.0
         self._stopping = False
         self._reading: asyncio.Task[None] | None = None
         self._named: set[str] = set()
@@ -131,8 +134,15 @@ class Rounds:
 
     async def _with_tailer(self, work: Callable[..., Any], *arguments: Any) -> Any:
         async with self._using:
+            self._job_since = self._clock.monotonic()
             self._job = asyncio.ensure_future(self._in_thread(work, *arguments))
             return await asyncio.shield(self._job)
+
+    def waiting(self) -> Iterator[Waiting]:
+        """See `Component.waiting`."""
+        if self._job is not None and not self._job.done():
+            text = f"the disk: reading {self._tailer.at or 'directories'} does not return"
+            yield Waiting(text, self._job_since, READ_SECONDS)
 
     # Reading.
 

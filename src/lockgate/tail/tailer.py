@@ -189,6 +189,8 @@ class Tailer:
         self._next_scan = self._next_sweep = self._next_leaving = 0.0
         self._looked = False
         self.counts = Counts()
+        self.at = ""
+        """The file that is being read; empty while directories are looked at."""
         self._old_problems: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         """What cannot be read and why, by path; at most so many."""
@@ -298,6 +300,7 @@ class Tailer:
 
     def collect(self, max_bytes: int, max_records: int) -> Round:
         """Look at what changed, and read every file that has something: fairly, up to these bounds (one record may pass `max_bytes`)."""
+        self.at = ""
         self._look()
         round_ = Round()
         left_bytes, left_records = max_bytes, max_records
@@ -1022,6 +1025,7 @@ class Tailer:
     def _read(self, file: Followed, size: int, max_records: int, into: Round) -> tuple[int, int, bool]:
         """Read up to `size` bytes into the round: bytes used, records, whether there is more."""
         self.counts.reads += 1
+        self.at = file.name
         now = self._monotonic()
         quiet = now - file.quiet_since
         if file.life is None:

@@ -13,7 +13,7 @@ from lockgate.batch import Origin, Signal
 from lockgate.components.receivers.filelog.parsers import make_parser, pod_attributes
 from lockgate.components.receivers.filelog.settings import FilelogSettings
 from lockgate.kit.ranges import Ranges
-from lockgate.pipeline.contract import Context, Receiver, Storage, component
+from lockgate.pipeline.contract import Context, Receiver, Storage, Waiting, component
 from lockgate.pipeline.errors import Retryable
 from lockgate.pipeline.ledger import Chosen, Place, Sources
 from lockgate.tail.follow import Parser
@@ -103,6 +103,11 @@ class FilelogReceiver(Receiver[FilelogSettings]):
     def give_back(self, origins: Sequence[Origin]) -> None:
         if self._rounds is not None:
             self._rounds.give_back(origins)
+
+    def waiting(self) -> Iterator[Waiting]:
+        yield from super().waiting()
+        if self._rounds is not None:
+            yield from self._rounds.waiting()
 
     async def sources(self, chosen: Chosen) -> Sources | None:
         def place(path: str, real: str) -> Place | None:
