@@ -14,6 +14,8 @@ from lockgate.net.access import LEDGER, NotRunning, default_state_directory, fin
 
 LOST = 3
 """The exit status where something was rejected, or gone before it was read."""
+_MOST = 5
+"""Of clients, and of containers that are behind, those with the most."""
 _IN_A_POD = Path("/var/lib/lockgate")
 """Where the presets keep their state."""
 
@@ -97,6 +99,11 @@ def _containers(answer: dict[str, Any]) -> Iterator[str]:
 
 def _totals(answer: dict[str, Any]) -> Iterator[str]:
     for id, receiver in answer["receivers"].items():
+        if clients := receiver["clients"]:
+            yield f"receiver {id}: {sum(clients.values()):,} records of {len(clients):,} clients since the start, the most of"
+            for client, records in sorted(clients.items(), key=lambda it: -it[1])[:_MOST]:
+                yield f"  {client}: {records:,}"
+            continue
         files = f"{receiver['files']:,} files, {_disk(receiver)}"
         waiting = f", {receiver['waiting_files']:,} files wait to be opened" if receiver["waiting_files"] else ""
         yield f"receiver {id}: {files}{waiting}"
@@ -124,7 +131,7 @@ def _totals(answer: dict[str, Any]) -> Iterator[str]:
         key = "/".join((container["namespace"], container["pod"], container["container"]))
         by_pod[key] = by_pod.get(key, 0) + unread
     most = [(unread, key) for key, unread in by_pod.items() if unread]
-    for unread, key in sorted(most, reverse=True)[:5]:
+    for unread, key in sorted(most, reverse=True)[:_MOST]:
         yield f"behind: {key}: {unread:,} bytes not read"
     if not answer["receivers"] and not answer["queues"]:
         yield "nothing here keeps accounts: there is no filelog, and no sending queue"
@@ -137,18 +144,20 @@ def _counts(name: str, counts: dict[str, Any], indent: str) -> Iterator[str]:
 
 
 def _lines(name: str, counts: dict[str, Any]) -> str:
-    parts = [
-        f"{counts['records']:,} records",
-        f"{counts['joined']:,} joined into others",
-        f"{counts['filtered']:,} filtered",
-        f"{counts['under_way']:,} under way",
-        f"{counts['waiting_to_be_joined']:,} waiting to be joined",
-    ]
-    return f"{name}: {counts['read']:,} lines read = " + " + ".join(parts)
+    others = {
+        "joined": "joined into others",
+        "filtered": "filtered",
+        "under_way": "under way",
+        "waiting_to_be_joined": "waiting to be joined",
+    }
+    parts = [f"{counts[key]:,} {text}" for key, text in others.items() if counts[key]]
+    return f"{name}: {counts['read']:,} lines read = " + " + ".join([f"{counts['records']:,} records", *parts])
 
 
 def _fates(fates: dict[str, Any]) -> str:
-    parts = [f"{fates['delivered']:,} delivered", _pending(fates)]
+    parts = [f"{fates['delivered']:,} delivered"]
+    if fates["pending"]:
+        parts.append(_pending(fates))
     if fates["rejected"]:
         parts.append(_rejected(fates["rejected"]))
     if fates["damaged"]:

@@ -28,7 +28,7 @@ from lockgate.kit.clock import Clock
 from lockgate.kit.metrics import Metrics, Series
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
-from lockgate.pipeline.ledger import Chosen, Sources
+from lockgate.pipeline.ledger import MAX_CLIENTS, Chosen, Sources
 from lockgate.pipeline.needs import ComponentSettings
 
 
@@ -310,6 +310,7 @@ class Receiver(Component[S]):
         super().__init__(settings, context)
         self.outputs: dict[Signal, Consumer] = {}
         self._counts: dict[tuple[Signal, str, str], Series] = {}
+        self._clients: dict[str, int] = {}
         self._handed_on: dict[asyncio.Task[Any], float] = {}
         """Since when each task has waited for an acknowledgement."""
 
@@ -323,11 +324,11 @@ class Receiver(Component[S]):
         """These bytes of its sources were durable behind it and are damaged. One that can read them again does."""
 
     async def sources(self, chosen: Chosen) -> Sources | None:
-        """What the ledger asks: where the lines of these containers are that no queue has. None where there are no files.
+        """What the ledger asks: where the lines of these containers are that no queue has, and what clients sent.
 
-        Raises Retryable where they cannot be looked at now.
+        None where there is nothing to tell. Raises Retryable where files cannot be looked at now.
         """
-        return None
+        return Sources(clients=dict(self._clients)) if self._clients and chosen.is_all else None
 
     async def emit(self, batch: Batch, transport: str = "") -> None:
         """Hand this batch on and count what became of it: the one way out of a receiver."""
@@ -342,6 +343,10 @@ class Receiver(Component[S]):
         finally:
             del self._handed_on[task]
         self._count(batch.signal, "accepted", transport).add(batch.count)
+        if batch.peer:
+            self._clients[batch.peer] = self._clients.pop(batch.peer, 0) + batch.count  # the last comes last
+            if len(self._clients) > MAX_CLIENTS:
+                del self._clients[next(iter(self._clients))]
 
     def _count(self, signal: Signal, outcome: str, transport: str) -> Series:
         key = (signal, outcome, transport or self.transport)

@@ -9,6 +9,8 @@ import msgspec
 
 from lockgate.batch import Origin
 
+MAX_CLIENTS = 256
+
 
 class Gap(msgspec.Struct):
     """Bytes of a file that were gone before they were read; kept with the positions, so that a restart does not forget it."""
@@ -89,5 +91,7 @@ class Sources:
     """Read, and handed on, and not acknowledged; of all sources."""
     dropped: int = 0
     """Records that were refused for good before a queue had them, or given up, since the start."""
+    clients: dict[str, int] = field(default_factory=dict)
+    """Records acknowledged to each client since the start; of the last that sent, at most `MAX_CLIENTS`."""
     waiting_files: int = 0
     """Files that wait to be opened, or looked at."""

@@ -120,6 +120,8 @@ class Receiver(msgspec.Struct):
     queues: dict[str, Counts]
     filtered_unassigned: dict[str, int]
     """By queue: of the filtered records, those that no file could be given, and that count as records of their files."""
+    clients: dict[str, int]
+    """Records acknowledged to each client since the start, of those that sent last."""
 
 
 class Queue(msgspec.Struct):
@@ -216,6 +218,7 @@ def _receiver(
         sum(gap.unknown for gap in gaps),
         queues,
         {name: account.filtered for name, books in mine.items() if (account := books.accounts.get(f"{owner}:?")) is not None},
+        found.clients,
     )
 
 
