@@ -97,6 +97,7 @@ class FakeHost:
         self._shared: dict[object, tuple[Any, AbstractAsyncContextManager[Any], list[int]]] = {}
         self.components: dict[str, Component[Any]] = {}
         self.statuses: dict[str, Status] = {}
+        self.facts: dict[str, Callable[[], object]] = {}
         self.holds = Held()
         self.positions: dict[str, Mapping[str, int]] = {}
         """What receivers said that they saved, by owner."""

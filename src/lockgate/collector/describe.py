@@ -16,7 +16,7 @@ from lockgate.collector.config import Configuration
 from lockgate.kit.settings import Secret, meanings, nearest
 from lockgate.kit.units import format_duration, parse_duration, parse_size
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import Connect, Kubernetes, Listen, Need, Read, Write
+from lockgate.pipeline.needs import Connect, Exec, Kubernetes, Listen, Need, Read, Write
 
 
 def needs_json(configuration: Configuration) -> str:
@@ -138,7 +138,7 @@ def _what(need: Need) -> str:
             return f"{_bracketed(host) or '*'}:{port}/{protocol}"
         case Connect(host, port, _, protocol, _):
             return f"{_bracketed(host)}:{port}/{protocol}"
-        case Read(path) | Write(path):
+        case Read(path) | Write(path) | Exec(path):
             return path
         case Kubernetes(verbs, group, resource, _, namespace):
             where = f" in {namespace}" if namespace else ""

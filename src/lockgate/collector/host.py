@@ -29,7 +29,9 @@ class _Shared:
 class ProgramHost:
     """Extensions by id, things shared by key, threads, and every component's status."""
 
-    def __init__(self) -> None:
+    def __init__(self, facts: Mapping[str, Callable[[], object]] | None = None) -> None:
+        self.facts = facts or {}
+        """What the program says of itself in `/status`, by name; asked anew each time."""
         self._executor = ThreadPoolExecutor(THREADS, "lockgate")
         self._shared: dict[object, _Shared] = {}
         self._components: dict[str, Component[Any]] = {}

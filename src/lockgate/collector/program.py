@@ -18,6 +18,7 @@ from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
+from lockgate.lockdown.sandbox import Sandbox, enter
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Exporter, Kind, Processor, Receiver, Status
 from lockgate.pipeline.fan_out import Fork, fan_out
 from lockgate.pipeline.graph import running
@@ -31,11 +32,11 @@ log = logging.getLogger("lockgate.service")
 class Program:
     """One configuration's components, wired. Building does no I/O; `run` does."""
 
-    def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
+    def __init__(self, configuration: Configuration, clock: Clock | None = None, sandbox: Sandbox | None = None) -> None:
         self.configuration = configuration
         self.clock = clock or SystemClock()
         self.metrics = Metrics()
-        self.host = ProgramHost()
+        self.host = ProgramHost({"sandbox": (sandbox or Sandbox()).status})
         self.components: list[Component[Any]] = []
         """In the order of entering: extensions, exporters, then each pipeline against the flow, receivers last."""
         self.host.add_status("service", Status(self.clock))
@@ -175,7 +176,9 @@ def run(configuration: Configuration) -> int:
         log.warning("%s", warning)
     tune_memory()
     try:
-        asyncio.run(_run_until_signal(configuration))
+        # Everything that is configured is imported by now, and no thread is started yet.
+        sandbox = enter(configuration.service.sandbox, [need for _, need in configuration.needs()])
+        asyncio.run(_run_until_signal(configuration, sandbox))
     except Exception as error:
         for leaf in _leaves(error):
             # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
@@ -185,7 +188,7 @@ def run(configuration: Configuration) -> int:
     return 0
 
 
-async def _run_until_signal(configuration: Configuration) -> None:
+async def _run_until_signal(configuration: Configuration, sandbox: Sandbox) -> None:
     stop = asyncio.Event()
 
     def end(number: int) -> None:
@@ -197,7 +200,7 @@ async def _run_until_signal(configuration: Configuration) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, number)
-    program = Program(configuration)
+    program = Program(configuration, sandbox=sandbox)
     started = asyncio.ensure_future(program.run(stop))
     # A start that hangs (a name that does not resolve, a mount that does not answer) ends at the first signal as well.
     stopping = asyncio.ensure_future(stop.wait())

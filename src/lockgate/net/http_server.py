@@ -16,7 +16,7 @@ import fnmatch
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aiohttp import hdrs
 
@@ -37,6 +37,8 @@ from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooL
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
+
+T = TypeVar("T")
 
 _RETRY_SECONDS = 1
 """What a client is asked to wait when a bound is reached: long enough to not spin, short enough to not lose a beat."""
@@ -222,8 +224,9 @@ class HttpServer:
         self._listener = self._server = None
 
     @asynccontextmanager
-    async def body(self, request: BaseRequest) -> AsyncIterator[bytes]:
-        """The request's body, inflated; its bytes count as in flight until the block is left. Raises HttpRefusal."""
+    async def body(self, request: BaseRequest, make: Callable[[bytes], T]) -> AsyncIterator[T]:
+        """What `make` makes of the request's body, inflated (by one job in a thread, where it is not small). The inflated bytes count as in
+        flight until the block is left. Raises HttpRefusal, and what `make` raises."""
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
         if encoding not in self._encodings:
             accepted = ", ".join(sorted(self._encodings - {""}))
@@ -231,10 +234,10 @@ class HttpServer:
         share = Share(self.budget)
         try:
             raw = await self._read(request, share)
-            payload = await self._inflate(raw, encoding)
+            made, size = await self._inflate(raw, encoding, make)
             del raw
-            _hold(share, len(payload))
-            yield payload
+            _hold(share, size)
+            yield made
         finally:
             share.release()
 
@@ -261,14 +264,16 @@ class HttpServer:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _inflate(self, raw: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity") or not raw:
-            return raw  # a body of no bytes holds nothing, however it is labelled
+    async def _inflate(self, raw: bytes, encoding: str, make: Callable[[bytes], T]) -> tuple[T, int]:
         limit = self.settings.inflated_limit
+        is_plain = encoding in ("", "identity") or not raw  # a body of no bytes holds nothing, however it is labelled
+        if is_plain:
+            encoding, limit = "", len(raw)
         try:
-            if len(raw) <= OFFLOAD_BYTES // 4:
-                return decompress(raw, encoding, limit)
-            return await asyncio.get_running_loop().run_in_executor(self._context.host.executor, decompress, raw, encoding, limit)
+            if len(raw) <= (OFFLOAD_BYTES if is_plain else OFFLOAD_BYTES // 4):
+                return _inflated(raw, encoding, limit, make)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._context.host.executor, _inflated, raw, encoding, limit, make)
         except TooLarge:
             raise HttpRefusal(413, f"the body inflates to more than the {limit} bytes that are accepted") from None
         except CorruptBody as error:
@@ -336,6 +341,11 @@ class HttpServer:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = allowed
             if cors.max_age:
                 response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(cors.max_age)
+
+
+def _inflated(raw: bytes, encoding: str, limit: int, make: Callable[[bytes], T]) -> tuple[T, int]:
+    payload = decompress(raw, encoding, limit)
+    return make(payload), len(payload)
 
 
 def refused(refusal: HttpRefusal) -> Response:

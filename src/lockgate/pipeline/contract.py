@@ -151,6 +151,10 @@ class Host(Protocol):
     def statuses(self) -> Mapping[str, Status]:
         """The status of every running component by `kind/id`."""
 
+    @property
+    def facts(self) -> Mapping[str, Callable[[], object]]:
+        """What the program says of itself, by name; for extensions that report."""
+
 
 class Status:
     """What holds a component up, for `/ready` and `/status`: nothing, or reasons by key. A reason's first words say what is waited for."""

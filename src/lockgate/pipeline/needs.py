@@ -5,7 +5,6 @@ sandbox. Nothing may be opened that is not in it.
 """
 
 import ipaddress
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,17 +39,30 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Reads files at or under this path; a glob's need is its longest fixed directory."""
+    """Reads files at or under this path; a glob's need is its longest fixed directory. `optional`: no surprise where it is missing."""
 
     path: str
     reason: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Creates, reads, replaces and deletes files at or under this directory."""
+    """Creates, reads, replaces and deletes files at or under this directory (or writes this one file).
+
+    `create` are the permissions with which the directory may be made at start; None leaves it to the component to refuse a missing one.
+    """
 
     path: str
+    reason: str
+    create: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exec:
+    """Starts this program; what it starts can do no more than Lockgate itself."""
+
+    program: str
     reason: str
 
 
@@ -65,7 +77,15 @@ class Kubernetes:
     namespace: str = ""
 
 
-Need = Listen | Connect | Read | Write | Kubernetes
+Need = Listen | Connect | Read | Write | Exec | Kubernetes
+
+
+def followed(path: str, reason: str) -> Iterator[Read]:
+    """What it takes to read a file again as it is replaced: its directory (a Secret is swapped by a rename in it), and where links lead."""
+    here, real = Path(path).absolute().parent, Path(path).resolve().parent
+    yield Read(str(here), reason)
+    if not real.is_relative_to(here.resolve()):
+        yield Read(str(real), reason)
 
 
 def name_resolution(needs: Iterable[Need], resolv_conf: str = "/etc/resolv.conf") -> Iterator[Need]:
@@ -79,8 +99,9 @@ def name_resolution(needs: Iterable[Need], resolv_conf: str = "/etc/resolv.conf"
         return
     why = f"names are resolved: {', '.join(names)}"
     for path in ("/etc/nsswitch.conf", "/etc/host.conf", resolv_conf, "/etc/hosts", "/etc/gai.conf"):
-        # Where a link leads: systemd-resolved and NetworkManager keep resolv.conf elsewhere.
-        yield Read(os.path.realpath(path), why)
+        # Where a link leads: systemd-resolved and NetworkManager keep resolv.conf elsewhere, in a directory where they replace it.
+        real = Path(path).resolve()
+        yield Read(str(real if real.parent == Path(path).parent else real.parent), why, optional=True)
     remote = [name for name in names if name != "localhost" and not name.endswith(".localhost")]
     for server in _name_servers(resolv_conf) if remote else ():
         for protocol in _DNS_PROTOCOLS:

@@ -10,12 +10,14 @@ protobuf.
 
 from __future__ import annotations
 
+from array import array
+
 import cython
 
 from lockgate.wire.protobuf import DecodeError
 
 if not cython.compiled:  # otlp.pxd has the compiled one
-    from lockgate.wire.memory import is_utf8
+    from lockgate.wire.memory import is_utf8, same
 
 compiled: bool = cython.compiled
 """Whether this is the compiled form."""
@@ -114,6 +116,8 @@ SCHEMA: dict[str, dict[int, int | str]] = {
 }
 _NAMES = list(SCHEMA)
 # The messages at places 3 to 8 are what is counted: the records, spans and data points.
+_KEY_VALUE = _NAMES.index("KeyValue")
+_SLOTS = 16
 
 
 def _flat() -> bytes:
@@ -152,6 +156,9 @@ class _Request:
         self.payload, self.kinds = bytes(payload), _TABLE
         self.src, self.table = self.payload, self.kinds
         self.records = self.reason = self.where = self.message = 0
+        self.key_value = _KEY_VALUE
+        self.seen = array("q", [-1]) * (2 * _SLOTS)
+        """Sizes and positions of valid attributes of records, by the size's last bits: most come again with the next record."""
 
     def varint(self, at: int, end: int, longest: int) -> int:
         """The position behind the varint there, or -1; `number` its value. Of a tenth byte only the lowest bit counts, as in upb."""
@@ -202,7 +209,15 @@ class _Request:
                 if kind == 50:
                     if depth >= 100:
                         return self.fail(8, start, message)
-                    if not self.walk(at, stop, table[64 * message + 32 + tag], depth + 1):
+                    inner = table[64 * message + 32 + tag]
+                    if inner == self.key_value and message >= 3 and message <= 8:
+                        slot = 2 * (size & 15)  # _SLOTS
+                        if self.seen[slot] != size or not same(src, self.seen[slot + 1], at, size):
+                            if not self.walk(at, stop, inner, depth + 1):
+                                return False
+                            self.seen[slot] = size
+                            self.seen[slot + 1] = at
+                    elif not self.walk(at, stop, inner, depth + 1):
                         return False
                 elif kind == 2:
                     if not is_utf8(src, at, stop):

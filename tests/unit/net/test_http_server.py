@@ -28,7 +28,7 @@ class Sluice:
         self.server: HttpServer
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
-        async with self.server.body(request) as body:
+        async with self.server.body(request, bytes) as body:
             self.holding.release()
             await self.opened.wait()
             return web.Response(text=str(len(body)))

@@ -8,7 +8,7 @@ import pytest
 
 from lockgate.kit.settings import Settings
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
-from lockgate.pipeline.needs import ComponentSettings, Connect, Listen, Need, Read, name_resolution
+from lockgate.pipeline.needs import ComponentSettings, Connect, Listen, Need, Read, followed, name_resolution
 
 
 class Server(ComponentSettings):
@@ -94,3 +94,26 @@ def test_localhost_is_read_from_files_and_asks_no_server(need: Need, resolv_conf
 def test_without_a_name_server_it_is_the_one_on_this_machine(tmp_path: Path) -> None:
     _, servers = dns(Connect("backend", 1, "sends"), resolv_conf=str(tmp_path / "none"))
     assert servers == [("127.0.0.1", "udp"), ("127.0.0.1", "tcp")]
+
+
+def test_a_linked_resolv_conf_is_followed_in_the_directory_where_it_is_replaced(tmp_path: Path, resolv_conf: str) -> None:
+    elsewhere = tmp_path / "etc" / "resolv.conf"
+    elsewhere.parent.mkdir()
+    elsewhere.symlink_to(resolv_conf)
+    files, servers = dns(Connect("backend", 1, "sends"), resolv_conf=str(elsewhere))
+    assert str(tmp_path) in files
+    assert servers[0] == ("10.0.0.10", "udp")
+
+
+def test_a_followed_file_is_its_directory_and_where_links_lead_out_of_it(tmp_path: Path) -> None:
+    mount, other = tmp_path / "mount", tmp_path / "other"
+    (mount / "..2026").mkdir(parents=True)
+    other.mkdir()
+    for name in ("mount/..2026/token", "other/ca.pem"):
+        (tmp_path / name).touch()
+    (mount / "..data").symlink_to("..2026")
+    (mount / "token").symlink_to("..data/token")
+    (mount / "ca.pem").symlink_to(other / "ca.pem")
+    assert list(followed(f"{mount}/token", "why")) == [Read(str(mount), "why")]
+    assert list(followed(f"{mount}/ca.pem", "why")) == [Read(str(mount), "why"), Read(str(other), "why")]
+    assert list(followed(f"{mount}/later", "why")) == [Read(str(mount), "why")]

@@ -226,7 +226,10 @@ class FilelogSettings(ComponentSettings):
             yield Read(root, "log files")
         for root in self.symlink_roots:
             if root not in roots:
-                yield Read(root, "log files behind symbolic links")
+                yield Read(root, "log files behind symbolic links", optional="symlink_roots" not in self.model_fields_set)
+        if self.include_file_owner_name or self.include_file_owner_group_name:
+            for path in ("/etc/nsswitch.conf", "/etc/passwd", "/etc/group"):
+                yield Read(path, "names of files' owners", optional=True)
 
     def extensions(self) -> Iterator[tuple[Path, str]]:
         if self.storage:

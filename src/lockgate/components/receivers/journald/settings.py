@@ -145,8 +145,9 @@ class JournaldSettings(ComponentSettings):
         return self
 
     def needs(self) -> Iterator[Need]:
-        for path in self.files or ([self.directory] if self.directory else DEFAULT_DIRECTORIES):
-            yield Read(path, "the journal")
+        named = self.files or ([self.directory] if self.directory else [])
+        for path in named or DEFAULT_DIRECTORIES:
+            yield Read(path, "the journal", optional=not named)
 
     def extensions(self) -> Iterator[tuple[Path, str]]:
         if self.storage:
