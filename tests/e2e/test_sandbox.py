@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -278,6 +279,32 @@ def test_a_process_without_capabilities_can_confine_itself(place: Place) -> None
         assert {each["CapEff"] for each in threads(role)} == {"0000000000000000"}
         place.works("logs_metadata")
         assert tries("read", str(other.directory / "secret")) == "EACCES"
+
+
+def test_a_changed_configuration_is_read_from_within_and_cannot_open_the_sandbox(tmp_path: Path) -> None:
+    config = """
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
+exporters: {{debug: {{verbosity: {verbosity}}}}}
+extensions: {{health_check: {{}}}}
+service: {{sandbox: {mode}, extensions: [health_check], pipelines: {{logs: {{receivers: [otlp], exporters: [debug]}}}}}}
+"""
+    port = free_port()
+    with Role(tmp_path / "role", config.format(port=port, verbosity="basic", mode="require")) as role:
+
+        def outcome(verbosity: str, mode: str) -> tuple[str, list[str]]:
+            aside = tmp_path / "role" / "aside"
+            aside.write_text(config.format(port=port, verbosity=verbosity, mode=mode))
+            aside.rename(tmp_path / "role" / "config.yaml")  # as a mounted ConfigMap is: another file in the same directory
+            before = role.get("/status")[1].get("reload")
+            role.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: role.get("/status")[1].get("reload") != before, what="the reload's outcome")
+            answer = role.get("/status")[1]["reload"]
+            return answer["outcome"], answer["reasons"]
+
+        assert outcome("detailed", "require") == ("applied", [])
+        reason = "restart required: service.sandbox is off, and a sandbox is entered at start"
+        assert outcome("detailed", "off") == ("refused", [reason])
+        assert role.get("/status")[1]["sandbox"]["mode"] == "require"
 
 
 TRUSTING = """

@@ -39,7 +39,7 @@ class LogSettings(Settings):
     """Added to every line."""
 
 
-class PrometheusSettings(Settings):
+class PrometheusSettings(ComponentSettings):
     """Where the program's own metrics are served as Prometheus text."""
 
     host: str = "localhost"
@@ -134,6 +134,8 @@ class ServiceSettings(Settings):
     what it cannot; `require` refuses to run without; `off` not at all. See docs/security.md."""
     shutdown_timeout: Duration = 20.0
     """How long SIGTERM may drain before what is left is cancelled; below Kubernetes' grace period of 30 s."""
+    reload: Literal["on_signal", "on_change"] = "on_signal"
+    """When the configuration is read again: at SIGHUP, or also when one of its files has changed (looked at every 5 s)."""
 
 
 @dataclass(frozen=True, slots=True)

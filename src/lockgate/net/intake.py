@@ -48,10 +48,16 @@ class Intake:
         batch_parts: str = "",
         decode: Decode | None = None,
     ) -> None:
-        """`read_request` and `hand_on`, the first in a thread where the body is not small."""
-        arguments = (signal, peer, (batch_id, batch_parts), decode, body)
-        batches = await self._receiver.in_thread(read_request, *arguments) if len(body) > OFFLOAD_BYTES else read_request(*arguments)
-        await self.hand_on(batches, transport)
+        """`read` and `hand_on`."""
+        await self.hand_on(await self.read(signal, body, peer=peer, ids=(batch_id, batch_parts), decode=decode), transport)
+
+    async def read(
+        self, signal: Signal, body: bytes, *, peer: str, ids: tuple[str, str] = ("", ""), decode: Decode | None = None
+    ) -> list[Batch]:
+        """`read_request`, in a thread where the body is not small."""
+        if len(body) > OFFLOAD_BYTES:
+            return await self._receiver.in_thread(read_request, signal, peer, ids, decode, body)
+        return read_request(signal, peer, ids, decode, body)
 
     async def hand_on(self, batches: Sequence[Batch], transport: str) -> None:
         """Returns when all is acknowledged. Raises Permanent where something is never to be sent again, Retryable where something is."""

@@ -68,9 +68,18 @@ class OtlpHttp:
             raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
-        await self.hand_on(request, signal, _decode_json if content_type == JSON else None)
+        if content_type != JSON:
+            await self.hand_on(request, signal)
+            return
+        from lockgate.wire import otlp_json
 
-    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None) -> None:
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), "")  # parts are bytes of protobuf
+        async with self.server.body(request, bytes) as body:
+            with self.server.working(otlp_json.needed_bytes(body)):
+                batches = await self.intake.read(signal, body, peer=peer, ids=ids, decode=_decode_json)
+            await self.intake.hand_on(batches, "http")
+
+    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None = None) -> None:
         """Returns when what the request brings is acknowledged. Inflating, decoding and validating are one job of one thread."""
         peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), request.headers.get(PARTS_HEADER, ""))
         async with self.server.body(request, partial(read_request, signal, peer, ids, decode)) as batches:

@@ -2,5 +2,5 @@
 
 patterns    which files are meant          open        how they may be opened        discovery   where they are, and what changed
 follow      one file and its positions     tailer      the blocking half: one call reads a round of all of them
-rounds      the asynchronous half: pace, delivery, acknowledgement, checkpoints
+rounds      the asynchronous half: pace, delivery, acknowledgement, checkpoints      retry       what users say of trying again
 """

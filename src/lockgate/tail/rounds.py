@@ -77,6 +77,8 @@ class Rounds:
         self._reading: asyncio.Task[None] | None = None
         self._named: set[str] = set()
         self._changed = False
+        self.left: list[Saved] | None = None
+        """Once stopped: where to go on."""
         self.rounds_under_way = 0
         self.bytes_under_way = 0
         self.dropped = 0
@@ -103,8 +105,9 @@ class Rounds:
         finally:
             self._remove_reader()
             if self._job is None or self._job.done():  # else the stop was cancelled, and a thread still uses the tailer
+                self.left = self._tailer.snapshot()
                 if self._storage is not None:
-                    self._save(self._tailer.snapshot())
+                    self._save(self.left)
                 self._tailer.close()
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
