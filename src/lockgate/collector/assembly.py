@@ -3,8 +3,8 @@
 Everything that takes batches stands at a joint: exporters, queues on disk, connectors, the head of each pipeline. A change goes
 
     1  receivers that change or go are stopped; what they have under way drains through what stands there still
-    2  exporters, their queues on disk and extensions that change or go are stopped; batches wait at the closed joint of an exporter or queue,
-       and so does what a queue in memory could not deliver
+    2  exporters, their queues on disk and extensions that change or go are stopped; batches wait at the closed joint of an exporter or a
+       queue, and so does what a queue in memory could not deliver
     3  the new ones are started: extensions, queues, exporters, pipelines, receivers; each joint is opened as soon as somebody stands there
     4  replaced processors stop when the last batch has left them, be it hours later, where an exporter is down
 
