@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from lockgate.wire.protobuf import DecodeError, varint
-from lockgate.wire.resources import locate
+from lockgate.wire.resources import Resources, resources
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -90,6 +90,19 @@ class Batch:
     regrouped: bool = False
     """Whether its resources are no longer those of its origins, in their order."""
     _message: list[Any] = field(default_factory=list, repr=False, compare=False)
+    _resources: Resources | None = field(default=None, init=False, repr=False, compare=False)
+    """Set while `payload` is not: what it is made of when it is first asked for, so that a chain of resource processors copies once."""
+
+    if not TYPE_CHECKING:  # where it would let every misspelt name pass
+
+        def __getattr__(self, name: str) -> bytes:
+            # Called for what is not there: a payload that is still to be made.
+            if name != "payload":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            if (held := self._resources) is not None:  # None: another thread has just made it
+                object.__setattr__(self, "payload", held.join())
+                object.__setattr__(self, "_resources", None)
+            return self.payload
 
     @property
     def message(self) -> Any:
@@ -145,57 +158,30 @@ class Batch:
         `edit` is called once for each distinct run of bytes in this batch, however often they occur. The records behind a resource are
         copied as they are. Returns the same batch where nothing changed.
         """
-        places = locate(self.payload)
-        if places is None:
-            payload, changed, resources, removed = _map_resources(self.payload, edit)
-        else:
-            resources = len(places)
-            payload, changed, removed = _map_located(self.payload, places, edit)
-        if not changed:
+        held = self._resources or resources(self.payload)
+        if held is None:
+            payload, changed, dropped = _map_resources(self.signal, self.payload, edit)
+            return self.with_payload(payload, self.count - sum(dropped), dropped) if changed else self
+        edited = held.edited(edit)
+        if edited is None:
             return self
-        dropped = [0] * resources
-        for number, part in removed.items():
-            dropped[number] = count_records(self.signal, part)
-        return self.with_payload(payload, self.count - sum(dropped), dropped)
+        left, removed = edited[0], iter(edited[1])
+        # One that was removed by a step before this is none of this batch's any more.
+        still = [after for before, after in zip(held.raws, left.raws, strict=True) if before is not None] if edited[1] else ()
+        dropped = [count_records(self.signal, next(removed)) if after is None else 0 for after in still]
+        batch = self.with_payload(b"", self.count - sum(dropped), dropped)
+        object.__setattr__(batch, "_resources", left)
+        object.__delattr__(batch, "payload")
+        return batch
 
 
-def _map_located(
-    payload: bytes, places: list[tuple[int, int, int]], edit: Callable[[bytes], bytes | None]
-) -> tuple[bytes, bool, dict[int, bytes]]:
-    """The payload, whether it is another, and what was removed by number; what stays is copied in runs, not resource by resource."""
+def _map_resources(signal: Signal, payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[int]]:
+    """The payload, whether it is another, and how many records each resource lost."""
     view = memoryview(payload)
     out: list[bytes | memoryview] = []
-    removed: dict[int, bytes] = {}
+    dropped: list[int] = []
     edited: dict[bytes, bytes | None] = {}
-    start = copied = 0
-    for number, (first, last, end) in enumerate(places):
-        raw = payload[first:last]
-        if raw in edited:
-            new = edited[raw]
-        else:
-            new = edited[raw] = edit(raw)
-        if new is None:
-            removed[number] = payload[start:end]
-            out.append(view[copied:start])
-            copied = end
-        elif new is not raw and new != raw:
-            head = b"\x0a" + varint(len(new))
-            out += (view[copied:start], b"\x0a" + varint(len(head) + len(new) + end - last) + head, new)
-            copied = last
-        start = end
-    if not out:
-        return payload, False, removed
-    out.append(view[copied:])
-    return b"".join(out), True, removed
-
-
-def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, int, dict[int, bytes]]:
-    """The payload, whether it is another, how many resources there were, and what was removed by number."""
-    view = memoryview(payload)
-    out: list[bytes | memoryview] = []
-    removed: dict[int, bytes] = {}
-    edited: dict[bytes, bytes | None] = {}
-    position, size, changed, number = 0, len(payload), False, 0
+    position, size, changed = 0, len(payload), False
     while position < size:
         start = position
         tag, position = _varint(payload, position)
@@ -217,7 +203,7 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
             new = edited[raw] = edit(raw)
         if new is None:
             changed = True
-            removed[number] = payload[start:end]
+            dropped.append(count_records(signal, payload[start:end]))
         elif new is raw or new == raw:
             out.append(view[start:end])
         else:
@@ -225,9 +211,10 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
             head = b"\x0a" + varint(len(new))
             body = sum(map(len, rest))
             out += (b"\x0a" + varint(len(head) + len(new) + body) + head, new, *rest)
-        number += 1
+        if new is not None:
+            dropped.append(0)
         position = end
-    return (b"".join(out) if changed else payload), changed, number, removed
+    return (b"".join(out) if changed else payload), changed, dropped
 
 
 def _resource(payload: bytes, view: memoryview, position: int, end: int) -> tuple[bytes, list[memoryview]]:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ if __name__ == "__main__":  # the child
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lockgate.batch import Batch, Signal
-from lockgate.components.extensions.file_storage import FileStorageExtension, FileStorageSettings
+from lockgate.components.extensions.file_storage import FileStorageExtension, FileStorageSettings, FileStore
 from lockgate.components.receivers.filelog import FilelogReceiver
 from lockgate.components.receivers.filelog.settings import FilelogSettings
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import NO_GROUPS, Held, Kind
 from lockgate.pipeline.errors import Retryable
+from lockgate.tail.rounds import decode
 from support import FakeHost, context
 
 
@@ -132,6 +134,17 @@ class Agent:
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             process.stdout.close()
+
+    def saved_sizes(self) -> list[int]:
+        """How large the checkpoint knows files to be."""
+        with tempfile.TemporaryDirectory() as copy:
+            stored = self.state / "storage/receivers~002Ffilelog"
+            for path in stored.glob("state.[01]"):
+                (Path(copy) / path.name).write_bytes(path.read_bytes())
+            try:
+                return [entry.size for entry in decode(FileStore(Path(copy)).load()).files]
+            except OSError:
+                return []  # caught while it is written
 
     async def have(self, records: int, seconds: float = 30) -> None:
         """Until so many records are in the queue."""

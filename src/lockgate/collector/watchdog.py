@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from lockgate.kit.clock import Clock
 from lockgate.kit.metrics import Metrics
 from lockgate.kit.sometimes import Sometimes
-from lockgate.pipeline.contract import Component, Status
+from lockgate.pipeline.contract import Component
 
 LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 300.0
@@ -24,24 +25,25 @@ _KEY = "watchdog"
 
 
 class Watchdog:
-    """Looks at all components; `statuses` are theirs."""
+    """Looks at all components that there are; a reload changes them."""
 
-    def __init__(
-        self, components: Mapping[str, Component[Any]], statuses: Mapping[str, Status], metrics: Metrics, clock: Clock, log: logging.Logger
-    ) -> None:
-        self._components = {key: each for key, each in components.items() if type(each).waiting is not Component.waiting}
-        self._statuses, self._clock, self._log = statuses, clock, log
+    def __init__(self, components: Callable[[], Mapping[str, Component[Any]]], metrics: Metrics, clock: Clock, log: logging.Logger) -> None:
+        self._components, self._metrics, self._clock, self._log = components, metrics, clock, log
         self._sometimes = Sometimes(clock, _AGAIN_SECONDS)
-        for key, component in self._components.items():
-            text = "seconds without progress although something waits"
-            metrics.observe("lockgate_stalled_seconds", text, lambda component=component: self._idle(component), component=key)  # type: ignore[misc]
+        self._observed: set[str] = set()
 
     def look(self) -> None:
         """What has waited for longer than it should blocks readiness, until it goes on."""
         now = self._clock.monotonic()
-        for key, component in self._components.items():
+        for key, component in list(self._components().items()):
+            if type(component).waiting is Component.waiting:
+                continue
+            if key not in self._observed:
+                self._observed.add(key)
+                text = "seconds without progress although something waits"
+                self._metrics.observe("lockgate_stalled_seconds", text, partial(self._idle, key), component=key)
             late = [it for it in component.waiting() if now - it.since >= it.limit]
-            status = self._statuses[key]
+            status = component.context.status
             if late:
                 first = min(late, key=lambda it: it.since)
                 reason = "; ".join(it.what for it in late)
@@ -52,9 +54,9 @@ class Watchdog:
                 self._log.info("%s goes on after %.0f s", key, now - status.blocked[_KEY][1])
                 status.clear(_KEY)
 
-    def _idle(self, component: Component[Any]) -> float:
-        now = self._clock.monotonic()
-        return round(max((now - it.since for it in component.waiting()), default=0.0), 1)
+    def _idle(self, key: str) -> float:
+        component, now = self._components().get(key), self._clock.monotonic()
+        return round(max((now - it.since for it in component.waiting()), default=0.0), 1) if component is not None else 0.0
 
 
 @contextlib.asynccontextmanager
@@ -63,8 +65,8 @@ async def watching(watchdog: Watchdog, clock: Clock) -> AsyncIterator[None]:
 
     async def look() -> None:
         while True:
-            await clock.sleep(LOOK_SECONDS)
             watchdog.look()
+            await clock.sleep(LOOK_SECONDS)
 
     task = asyncio.create_task(look(), name="watchdog")
     try:

@@ -45,4 +45,4 @@ class LoopbackSettings(ComponentSettings):
     def needs(self) -> Iterator[Need]:
         host, _, port = self.endpoint.rpartition(":")
         yield Listen(host.strip("[]"), int(port), self.PURPOSE)
-        yield Write(str(self.directory), f"address and token of the {self.PURPOSE}")
+        yield Write(str(self.directory), f"address and token of the {self.PURPOSE}", 0o700)

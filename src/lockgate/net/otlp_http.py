@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
 from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
-from lockgate.net.intake import Intake
+from lockgate.net.intake import Decode, Intake, read_request
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError
@@ -67,16 +68,22 @@ class OtlpHttp:
             raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
-        async with self.server.body(request) as body:
-            await self.intake.take(
-                signal,
-                body,
-                peer=client_address(request.remote),
-                transport="http",
-                batch_id=request.headers.get(ID_HEADER, ""),
-                batch_parts=request.headers.get(PARTS_HEADER, ""),
-                decode=_decode_json if content_type == JSON else None,
-            )
+        if content_type != JSON:
+            await self.hand_on(request, signal)
+            return
+        from lockgate.wire import otlp_json
+
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), "")  # parts are bytes of protobuf
+        async with self.server.body(request, bytes) as body:
+            with self.server.working(otlp_json.needed_bytes(body)):
+                batches = await self.intake.read(signal, body, peer=peer, ids=ids, decode=_decode_json)
+            await self.intake.hand_on(batches, "http")
+
+    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None = None) -> None:
+        """Returns when what the request brings is acknowledged. Inflating, decoding and validating are one job of one thread."""
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), request.headers.get(PARTS_HEADER, ""))
+        async with self.server.body(request, partial(read_request, signal, peer, ids, decode)) as batches:
+            await self.intake.hand_on(batches, "http")
 
     def signal(self, path: str) -> Signal | None:
         """The signal behind this path."""

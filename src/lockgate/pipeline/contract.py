@@ -4,6 +4,10 @@ Life. A component is made (no I/O), entered with `async with` (opens, starts its
 tasks). The graph enters exporters first and receivers last, and leaves in the opposite order. Entering is allowed once; leaving twice, or
 without having entered, does nothing; after that `consume` raises Retryable.
 
+A reload stops and starts what changed, and no more (`collector/assembly.py`). A receiver that goes on may find other consumers in
+`outputs`, for the same signals. A processor or connector that is replaced runs beside the one that takes its place until its last batch
+has left it; anything else stops before.
+
 Custody. `await consumer.consume(batch)` returns when the next owner has custody: the batch is delivered, or durable in its queue. Until
 then it is the caller's. `Retryable` and `Permanent` travel back up the same call. A receiver answers its client, or advances its
 checkpoint, only after that. Back-pressure is the same await.
@@ -148,6 +152,10 @@ class Host(Protocol):
         """The queues that the receiver `owner` reaches."""
 
     @property
+    def left(self) -> dict[str, Any]:
+        """What a component leaves, when it stops, to the one that takes its place at a reload; by `kind/id`."""
+
+    @property
     def executor(self) -> Executor:
         """Threads for work that blocks or that runs without the interpreter lock."""
 
@@ -158,6 +166,10 @@ class Host(Protocol):
     @property
     def statuses(self) -> Mapping[str, Status]:
         """The status of every running component by `kind/id`."""
+
+    @property
+    def facts(self) -> Mapping[str, Callable[[], object]]:
+        """What the program says of itself, by name; for extensions that report."""
 
 
 class Status:
@@ -417,11 +429,6 @@ class Exporter(Component[S]):
     """Delivers. `consume` returns when the batch is delivered, or durable."""
 
     kind = Kind.EXPORTER
-
-    @property
-    def queued_in(self) -> str:
-        """The storage extension that its queue is in, which a pipeline's exporters share; empty where it is none of `lockgate.sending`."""
-        return ""
 
     async def consume(self, batch: Batch) -> None:
         raise TypeError(f"{type(self).__name__} must define consume")

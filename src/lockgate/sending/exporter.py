@@ -9,7 +9,7 @@ which feeds the senders of all its exporters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,7 +51,7 @@ class QueuedExporter(Exporter[S]):
         self.inbox = Inbox()
         """What its senders take from: fed by the queue in memory, or by those of its pipelines."""
         self._memory: MemoryQueue | None = None
-        if self.queued_in:
+        if settings.queued_in():
             self.custody = Custody.DURABLE
         elif queue.enabled:
             waits = queue.block_on_overflow
@@ -63,7 +63,7 @@ class QueuedExporter(Exporter[S]):
         if self._memory is not None:
             observe_records(context.metrics, self._knowledge, context.id, pipeline="")
         self._busy = 0
-        """Senders that hold something."""
+        """Senders that hold something; without a queue, callers."""
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -81,12 +81,6 @@ class QueuedExporter(Exporter[S]):
             unit = f"in {queue.sizer}"
             metrics.observe("otelcol_exporter_queue_size", f"what waits or is under way, {unit}", self._queue_size, exporter=id)
             metrics.observe("otelcol_exporter_queue_capacity", f"what the queue takes, {unit}", self._queue_capacity, exporter=id)
-
-    @property
-    def queued_in(self) -> str:
-        """The storage extension that its queue is in; empty for a queue in memory, or none."""
-        queue = self.settings.sending_queue
-        return queue.storage if queue.enabled else ""
 
     @property
     def compression(self) -> tuple[str, int | None]:
@@ -156,7 +150,12 @@ class QueuedExporter(Exporter[S]):
                 self._keep_account(batch, Outcome())
             return
         if self._memory is None:
-            await self._deliver(batch)
+            self._busy += 1
+            try:
+                await self._deliver(batch)
+            finally:
+                self._busy -= 1
+                self._changed.set()
             return
         try:
             await self._memory.offer(batch)
@@ -239,7 +238,7 @@ class QueuedExporter(Exporter[S]):
     async def _deliver_entries(self, entries: list[Entry]) -> None:
         is_durable = self._memory is None
         try:
-            rejected = await self._deliver(merge(entry.batch for entry in entries), split=len(entries) == 1)
+            rejected = await self._deliver(merge(entry.batch for entry in entries), entries, split=len(entries) == 1)
         except Permanent as refusal:
             if len(entries) == 1:
                 entries[0].settle(refusal, Outcome(entries[0].batch.count, "refused"))
@@ -267,10 +266,10 @@ class QueuedExporter(Exporter[S]):
                 rejected -= share
                 entry.settle(None, Outcome(share, "partial", is_of_this_batch=len(entries) == 1))
 
-    async def _deliver(self, batch: Batch, *, split: bool = True) -> int:
+    async def _deliver(self, batch: Batch, entries: Sequence[Entry] = (), *, split: bool = True) -> int:
         """Returns when the batch, or some part of it, is delivered and the rest (so many records) is counted; Permanent where none was."""
         try:
-            rejected = await self._attempts(batch)
+            rejected = await self._attempts(batch, entries)
         except Permanent as refusal:
             if not split:
                 raise
@@ -282,7 +281,7 @@ class QueuedExporter(Exporter[S]):
             refused = lost = 0
             for part in parts:
                 try:
-                    lost += await self._deliver(part)
+                    lost += await self._deliver(part, entries)
                 except Permanent:
                     refused += 1
                     lost += part.count
@@ -300,7 +299,7 @@ class QueuedExporter(Exporter[S]):
         self.count("sent", batch, batch.count - lost)
         return lost
 
-    async def _attempts(self, batch: Batch) -> Rejected | None:
+    async def _attempts(self, batch: Batch, entries: Sequence[Entry]) -> Rejected | None:
         retry, clock = self.settings.retry_on_failure, self.context.clock
         waits = delays(retry.initial_interval, retry.max_interval, retry.multiplier, retry.randomization_factor)
         started = clock.monotonic()
@@ -308,6 +307,8 @@ class QueuedExporter(Exporter[S]):
             if self._gave_up is not None:
                 # A new one each time: raised again and again, one instance would gather the traceback of every batch.
                 raise Retryable(str(self._gave_up), self._gave_up.after)
+            if entries and all(entry.abandoned for entry in entries):
+                raise Retryable("nobody waits for this any more")  # whoever has it sends it again
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:

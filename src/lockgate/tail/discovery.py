@@ -144,10 +144,7 @@ class Discovery:
         if entered:
             self._enter(directory, frozenset())
         known = self._directories.get(directory)
-        if known is None:
-            return
-        links = self._links.setdefault(directory, {}).setdefault(name, set())
-        if link in links:
+        if known is None or link in (links := self._links.setdefault(directory, {}).setdefault(name, set())):
             return
         links.add(link)
         rotated = [each for each in known.names if rotated_from(each) == name]
@@ -254,7 +251,7 @@ class Discovery:
             if directory.names.get(name) == inode and not (matched and entry.is_symlink()) and name not in self._links.get(path, ()):
                 names[name] = inode
                 continue
-            log = self._log_of(directory, path, entry) if not matched or name.endswith(".gz") else ""
+            log = self._log_of(path, directory, entry) if not matched or name.endswith(".gz") else ""
             told = self._report.rotated(entry.path, inode, log) if log else self._report.appeared(entry.path, inode, matched)
             for link in self._links.get(path, {}).get(name, ()):
                 told &= self._report.appeared(link, inode, True)
@@ -266,15 +263,15 @@ class Discovery:
             self._leave(gone)
         directory.names, directory.children = names, tuple(children)
 
-    def _log_of(self, directory: _Directory, parent: str, entry: "os.DirEntry[str]") -> str:
+    def _log_of(self, path: str, directory: _Directory, entry: "os.DirEntry[str]") -> str:
         """The path, as matched, of the log that this file was rotated from; empty where it is none, or none that is meant."""
         name = rotated_from(entry.name)
         if name is None or self._patterns.excluded(entry.path):
             return ""
-        path = entry.path[: len(entry.path) - len(entry.name)] + name
-        if self._patterns.step(directory.state, name)[1] and not self._patterns.excluded(path):
-            return path
-        return min(self._links.get(parent, {}).get(name, ()), default="")
+        log = f"{path.rstrip('/')}/{name}"
+        if self._patterns.step(directory.state, name)[1] and not self._patterns.excluded(log):
+            return log
+        return min(self._links.get(path, {}).get(name, ()), default="")
 
     def _is_directory(self, entry: "os.DirEntry[str]", state: State) -> bool:
         if not entry.is_symlink():

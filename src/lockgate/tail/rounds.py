@@ -91,6 +91,8 @@ class Rounds:
         """The directory of each source that was known when positions were saved last."""
         self._under_way: dict[int, tuple[Origin, ...]] = {}
         self._looking: asyncio.Future[list[Source]] | None = None
+        self.left: Checkpoint | None = None
+        """Once stopped: where to go on."""
         self.rounds_under_way = 0
         self.bytes_under_way = 0
         self.dropped = 0
@@ -120,7 +122,9 @@ class Rounds:
         finally:
             self._remove_reader()
             if self._job is None or self._job.done():  # else the stop was cancelled, and a thread still uses the tailer
+                self._tailer.give_back(self._given_back)
                 entries = self._tailer.snapshot()
+                self.left = Checkpoint(1, entries, list(self._tailer.gaps.values()))
                 self._tell_saved(entries, self._save(entries))
                 self._tailer.close()
 
@@ -211,9 +215,11 @@ class Rounds:
     # Delivering.
 
     async def _deliver_soon(self, found: Round) -> None:
+        for range_ in found.passed:
+            range_.take()
+        self._changed = self._changed or bool(found.passed or found.ranges)
         if not found.ranges:
             return
-        self._changed = True
         if not found.records:
             for range_ in found.ranges:
                 range_.take()

@@ -133,6 +133,8 @@ class Round:
     records: int = 0
     more: bool = False
     """Whether files have more to give at once."""
+    passed: list[Range] = field(default_factory=list)
+    """What was passed over, because a queue holds it: to be taken at once."""
 
 
 class Tailer:
@@ -672,9 +674,6 @@ class Tailer:
                 self._next_scan = min(self._next_scan, self._monotonic() + 1.0)
         if len(self._files) != adopted:
             self._in_order()
-            # What had no content when it was seen last may be any of those.
-            logs = {file.path for file in list(self._files.values())[adopted:]}
-            self._orphans = [entry for entry in self._orphans if entry.key or entry.path not in logs]
         waiting = {os.path.dirname(path) for path in self._strangers}
         orphans, self._orphans = self._orphans, []
         for entry in orphans:
@@ -690,7 +689,7 @@ class Tailer:
 
     def _meet(self, path: str, log: str) -> bool:
         """Find out what this rotated file is, and follow it if there is something to read; false where that must wait."""
-        is_packed = self._is_packed(path)
+        is_packed = path.endswith(".gz")
         try:
             status = os.stat(path)
             identity = status.st_dev, status.st_ino
@@ -801,9 +800,6 @@ class Tailer:
         first = identity_of(head)
         return Saved(key, status.st_dev, status.st_ino, log, path, size, False, anchor, first, size, 0, unpacked is not None, True)
 
-    def _is_packed(self, path: str) -> bool:
-        return path.endswith(".gz")
-
     def _in_order(self) -> None:
         """Files that were rotated away are read the oldest first; they were found by listing, in no order."""
 
@@ -893,7 +889,7 @@ class Tailer:
         size = min(position, self._max_chunk)
         return b"\n" not in file.pread(size, position - size)
 
-    def _cross(self, file: Followed, life: Life) -> None:
+    def _cross(self, file: Followed, life: Life) -> Range:
         """Pass over what a queue holds already."""
         islands = self._islands[life]
         start, end = islands.pop(0)
@@ -901,8 +897,8 @@ class Tailer:
             del self._islands[life]
         life.anchor = self._anchor(file, end)
         life.read, life.skipping = end, self._is_in_cut_line(file, end, life.anchor)
-        life.take(start, end, life.skipping, life.anchor)
         file.size = max(file.size, end)
+        return Range(file, life, start, end, life.skipping, life.anchor, 0)
 
     def _read_again(self, left_bytes: int, left_records: int, into: Round) -> tuple[int, int]:
         """Read what queues lost once more; gives what is left of the round."""
@@ -1047,7 +1043,7 @@ class Tailer:
         if self._islands and (islands := self._islands.get(life)):
             stop = islands[0][0]
             if position >= stop:
-                self._cross(file, life)
+                into.passed.append(self._cross(file, life))
                 return 0, 0, True
             size = min(size, stop - position)
         content = file.pread(len(life.anchor) + size, position - len(life.anchor))

@@ -45,9 +45,8 @@ def never_answering(clock: VirtualClock, **settings: Any) -> NeverAnswers:
 
 
 def dog(clock: VirtualClock, **components: Component[Any]) -> Watchdog:
-    statuses = {key: each.context.status for key, each in components.items()}
     metrics = next(iter(components.values())).context.metrics
-    return Watchdog(components, statuses, metrics, clock, logging.getLogger("test.watchdog"))
+    return Watchdog(lambda: components, metrics, clock, logging.getLogger("test.watchdog"))
 
 
 def told(component: Component[Any], clock: VirtualClock) -> tuple[str, float] | None:
@@ -117,7 +116,8 @@ async def test_a_disk_call_that_never_returns_is_told(tmp_path: Path, monkeypatc
         exporter = NeverAnswers(SendingSettings.model_validate({"sending_queue": {"storage": "file_storage"}}), of)
         exporter.answers = asyncio.Event()
         exporter.answers.set()
-        queue = PipelineQueue(of, "file_storage", [exporter])
+        queue = PipelineQueue(of, "file_storage")
+        queue.attach(exporter)
         async with queue, exporter, watching(dog(clock, queue=queue), clock):
             writing = asyncio.create_task(queue.consume(logs("a")))
             await eventually(lambda: list(queue.waiting()))

@@ -29,7 +29,7 @@ async def echoing(**settings: Any) -> AsyncIterator[tuple[int, list[web.BaseRequ
 
     async def handle(request: web.BaseRequest) -> web.Response:
         requests.append(request)
-        async with server.body(request) as body:
+        async with server.body(request, bytes) as body:
             return web.Response(body=body)
 
     of = context("server", Kind.RECEIVER, clock=settings.pop("clock", None))

@@ -4,7 +4,6 @@ On real files, with real renames and real gzip, through the real reading loop, b
 Where the agent is down it was either stopped or killed (SIGKILL).
 """
 
-import asyncio
 import contextlib
 import gzip
 import os
@@ -81,14 +80,14 @@ def agent(tmp_path: Path, pods: Path) -> Agent:
 
 
 @contextlib.asynccontextmanager
-async def up(agent: Agent, how: str) -> AsyncIterator[None]:
-    """A run that ends by a clean stop, or by SIGKILL."""
+async def up(agent: Agent, how: str) -> AsyncIterator[FilelogReceiver | None]:
+    """A run that ends by a clean stop, or (then nothing of it can be asked) by SIGKILL."""
     if how == "killed":
         with agent.child():
-            yield
+            yield None
     else:
-        async with agent.running():
-            yield
+        async with agent.running() as receiver:
+            yield receiver
 
 
 ways_down = pytest.mark.parametrize("down", ["stopped", "killed"])
@@ -222,10 +221,13 @@ async def test_08_deleted_while_down_is_a_gap_counted_in_files_and_bytes_where_k
     agent: Agent, container: Container, pods: Path, down: str, rotated: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     container.write("one")
-    async with up(agent, down):
+    async with up(agent, down) as receiver:
         await agent.have(1)
         container.write("half a record, and not its end", tag="P")  # seen, and never taken
-        await asyncio.sleep(1.5 if down == "killed" else 0.1)  # a save that knows its size: nothing tells of it from outside
+        if receiver is None:
+            await until(lambda: container.log.stat().st_size in agent.saved_sizes())
+        else:
+            await until(lambda: value(receiver, "pending_lines") == 1)
     container.write("nobody saw this")
     if rotated:
         container.rotate().unlink()

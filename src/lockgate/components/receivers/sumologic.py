@@ -24,10 +24,9 @@ from pydantic import Field
 from lockgate.batch import Batch, Signal
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
-from lockgate.net.batch_ids import ID_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServerSettings, refused
 from lockgate.net.intake import Intake
-from lockgate.net.otlp_http import JSON, PROTOBUF, OtlpHttp, client_address
+from lockgate.net.otlp_http import JSON, PROTOBUF, OtlpHttp
 from lockgate.pipeline.contract import Context, Receiver, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError, key_values
@@ -124,9 +123,7 @@ class _SumologicHttp(OtlpHttp):
         def decode(body: bytes, signal: Signal) -> bytes:
             return metrics_request(body, resource, now) if signal is Signal.METRICS else logs_request(body, resource, now)
 
-        async with self.server.body(request) as body:
-            id = request.headers.get(ID_HEADER, "")
-            await self.intake.take(signal, body, peer=client_address(request.remote), transport="http", batch_id=id, decode=decode)
+        await self.hand_on(request, signal, decode)
         return Response()
 
 
