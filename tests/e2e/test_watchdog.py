@@ -19,9 +19,11 @@ def test_a_server_that_never_answers_is_told_by_ready_status_and_metrics_and_nev
     with Backend() as backend:
         backend.hold.clear()
         with Role(tmp_path / "role", CONFIG.format(log=log, url=backend.url), expect_ready=False) as role:
-            wait_until(lambda: role.get("/ready")[0] == 503, what="not ready")
-            (blocked,) = role.get("/ready")[1]["blocked"]
-            assert blocked["component"] == "exporters/otlphttp" and blocked["seconds"] >= 1
+            stalled = "exporters/otlphttp"
+            wait_until(lambda: [it["component"] for it in role.get("/ready")[1].get("blocked", ())] == [stalled], what="not ready")
+            status, answer = role.get("/ready")
+            (blocked,) = answer["blocked"]
+            assert status == 503 and blocked["seconds"] >= 1
             assert blocked["reason"].startswith("no progress, waits for delivery: 1 requests are not answered")
             assert role.get("/status")[1]["blocked"]
             assert role.get("/")[0] == 200
