@@ -28,7 +28,7 @@ class Chances:
 
 
 class Balancer:
-    """`with Balancer(ports, dice) as balancer:` listens on `balancer.port` in a thread. While `outage` is set every connection is closed."""
+    """`with Balancer(ports, dice) as balancer:` listens on `balancer.port` in a thread; during an `outage` it closes every connection."""
 
     def __init__(self, targets: Sequence[int], dice: random.Random, chances: Chances | None = None) -> None:
         self.targets, self.chances = list(targets), chances or Chances()

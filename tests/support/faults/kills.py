@@ -31,9 +31,7 @@ def play(
     print("seed", seed, flush=True)
     dice = random.Random(seed)
     chances = Chances(refused=0.1, answer_lost=0.05, cut=0.02)
-    lab = Laboratory(
-        directory, dice, lines_per_second=lines_per_second, rotate_bytes=rotate_bytes, keep_files=keep_files, chances=chances
-    )
+    lab = Laboratory(directory, dice, lines_per_second=lines_per_second, rotate_bytes=rotate_bytes, keep_files=keep_files, chances=chances)
     left = Counter(dict.fromkeys(roles, kills))
     killed: Counter[str] = Counter()
     with lab:

@@ -105,7 +105,7 @@ class Laboratory:
 
     def missing(self, log: PodLog) -> list[int]:
         """The numbers of this pod's lines that the backend does not have."""
-        have = "SELECT split_part(body, ' ', 2)::BIGINT FROM logs WHERE pod = '{}'".format(log.name)
+        have = f"SELECT split_part(body, ' ', 2)::BIGINT FROM logs WHERE pod = '{log.name}'"
         return [row["n"] for row in self.ask(f"SELECT n FROM range({log.lines}) AS numbers(n) WHERE n NOT IN ({have}) ORDER BY n")]
 
     def drain(self, seconds: float, *, allowed_losses: int = 0) -> Figures:
