@@ -19,26 +19,30 @@ PART = 60
 """Bytes of message in one CRI line at most: real runtimes split at 8 or 16 KiB, and lines of that length would be all the test writes."""
 
 
-def body(pod: str, number: int) -> str:
-    """The line `number` of this pod."""
-    return f"{pod} {number:08d} " + "x" * (1 + number % 97)
+def body(pod: str, number: int, noise: int = 0) -> str:
+    """The line `number` of this pod; `noise` characters of it compress badly."""
+    return f"{pod} {number:08d} " + "x" * (1 + number % 97) + random.Random(number).randbytes(noise // 2).hex()
 
 
-def whole(column: str = "body") -> str:
-    """SQL: whether the line is as it was written."""
-    return f"length({column}) = length(split_part({column}, ' ', 1)) + 11 + split_part({column}, ' ', 2)::BIGINT % 97"
+def whole(noise: int = 0) -> str:
+    """SQL: whether the column `body` is as it was written."""
+    return f"length(body) = length(split_part(body, ' ', 1)) + 11 + split_part(body, ' ', 2)::BIGINT % 97 + {noise // 2 * 2}"
 
 
 class PodLog:
     """The log files of one container, `0.log` and what was rotated; `keep` files, as containerLogMaxFiles."""
 
-    def __init__(self, directory: Path, name: str, dice: random.Random, *, rotate_bytes: int, keep: int, writes_parts: bool) -> None:
+    def __init__(
+        self, directory: Path, name: str, dice: random.Random, *, rotate_bytes: int, keep: int, writes_parts: bool, noise: int = 0
+    ) -> None:
         directory.mkdir(parents=True)
         self.path, self.name = directory / "0.log", name
         self.lines = self.rotations = self.compressed = self.deleted = self.parts = 0
         self.deleted_numbers: list[tuple[int, int]] = []
         """[first, beyond) of the line numbers that were begun in each file that the kubelet deleted."""
-        self._dice, self._rotate_bytes, self._keep, self._writes_parts = dice, rotate_bytes, keep, writes_parts
+        self.keep = keep
+        self._dice, self._rotate_bytes, self._writes_parts = dice, rotate_bytes, writes_parts
+        self._noise = noise
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - as long as the container lives
         self._size = self._first = 0
         self._spans: dict[str, tuple[int, int]] = {}
@@ -48,13 +52,13 @@ class PodLog:
         while count > 0:
             some = min(count, 50)
             if self._dice.random() < 0.02:
-                text = b"".join(self._line(self.lines + offset) for offset in range(some))
+                text = b"".join(self.line_bytes(self.lines + offset) for offset in range(some))
                 cut = self._dice.randrange(len(text))
                 self._file.write(text[:cut])
                 time.sleep(self._dice.choice([0, 0, 0.02]))
                 self._file.write(text[cut:])
             else:
-                text = b"".join(self._line(self.lines + offset) for offset in range(some))
+                text = b"".join(self.line_bytes(self.lines + offset) for offset in range(some))
                 self._file.write(text)
             self.lines += some
             count -= some
@@ -65,8 +69,9 @@ class PodLog:
     def close(self) -> None:
         self._file.close()
 
-    def _line(self, number: int) -> bytes:
-        text = body(self.name, number).encode()
+    def line_bytes(self, number: int) -> bytes:
+        """As it stands in the file; its time is now."""
+        text = body(self.name, number, self._noise).encode()
         stamp = time.time_ns()
         head = b"%s.%09dZ " % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(stamp // 10**9)).encode(), stamp % 10**9)
         stream = b"stderr " if number % 5 == 0 else b"stdout "
@@ -82,7 +87,7 @@ class PodLog:
         """pkg/kubelet/logs/container_log_manager.go: clean up, remove the oldest, compress, rename, reopen."""
         directory = self.path.parent
         rotated = sorted(path for path in directory.glob("0.log.*") if path.suffix != ".tmp")
-        while len(rotated) > self._keep - 2:
+        while len(rotated) > self.keep - 2:
             oldest = rotated.pop(0)
             oldest.unlink()
             self.deleted += 1
@@ -100,7 +105,7 @@ class PodLog:
         self.path.rename(directory / name)
         # Until the runtime reopens its file it writes into the renamed one.
         late = self._dice.randrange(0, 4)
-        self._file.write(b"".join(self._line(self.lines + offset) for offset in range(late)))
+        self._file.write(b"".join(self.line_bytes(self.lines + offset) for offset in range(late)))
         self.lines += late
         self._file.close()
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 from pathlib import Path
@@ -42,12 +43,13 @@ class Laboratory:
         rotate_bytes: int = 0,
         keep_files: int = 5,
         writes_parts: bool = True,
+        noise: int = 0,
         chances: Chances | None = None,
         agent: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
         agent_state: Path | None = None,
     ) -> None:
-        self.directory, self.dice = directory, dice
+        self.directory, self.dice, self._noise = directory, dice, noise
         self._stack = contextlib.ExitStack()
         self._store = ObjectStore(SystemClock())
         put(self._store, NAMESPACES, {"metadata": {"name": "shop"}})
@@ -56,7 +58,8 @@ class Laboratory:
             made = put(self._store, PODS, pod(f"web-{number}", "shop", ip=f"10.1.0.{number + 1}", labels={"team": "storefront"}))
             folder = directory / "pods" / f"shop_web-{number}_{made['metadata']['uid']}" / "main"
             each = random.Random(dice.random())
-            logs.append(PodLog(folder, f"web-{number}", each, rotate_bytes=rotate_bytes, keep=keep_files, writes_parts=writes_parts))
+            rotation = {"rotate_bytes": rotate_bytes, "keep": keep_files}
+            logs.append(PodLog(folder, f"web-{number}", each, **rotation, writes_parts=writes_parts, noise=noise))
         self.pods = Pods(logs, lines_per_second)
         ports = [free_port() for _ in range(replicas)]
         backend_port = free_port()
@@ -87,7 +90,7 @@ class Laboratory:
         books = Figures(written=self.pods.lines, stored=0, lost=0, repeated=0, altered=0, never_written=0, without_metadata=0)
         sql = f"""
             SELECT split_part(body, ' ', 1) AS pod, count(*) AS rows, count(DISTINCT number) AS distinct_rows, max(number) AS newest,
-                count(*) FILTER (WHERE NOT ({whole()})) AS altered,
+                count(*) FILTER (WHERE NOT ({whole(self._noise)})) AS altered,
                 count(*) FILTER (WHERE json_extract_string(resource, '$."k8s.pod.label.team"') IS DISTINCT FROM 'storefront') AS bare
             FROM (SELECT body, resource, try_cast(split_part(body, ' ', 2) AS BIGINT) AS number FROM logs) GROUP BY 1
         """
@@ -202,3 +205,9 @@ def _waiting(role: Role) -> float:
         return role.metrics().get("otelcol_exporter_queue_size", 0)
     except OSError:
         return -1
+
+
+def memory_bytes(role: Role) -> int:
+    """What the process holds in memory now (RSS)."""
+    pages = Path(f"/proc/{role.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
