@@ -42,7 +42,7 @@ class PodLog:
         """[first, beyond) of the line numbers that were begun in each file that the kubelet deleted."""
         self.keep = keep
         self._dice, self._rotate_bytes, self._writes_parts = dice, rotate_bytes, writes_parts
-        self._noise = noise
+        self._noise, self._born = noise, time.time() - 10 * 86400
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - as long as the container lives
         self._size = self._first = 0
         self._spans: dict[str, tuple[int, int]] = {}
@@ -100,8 +100,8 @@ class PodLog:
                 temporary.rename(path.with_name(path.name + ".gz"))
                 path.unlink()
                 self.compressed += 1
-        # The kubelet's name has the second; here many rotations happen in one.
-        name = f"0.log.{time.strftime('%Y%m%d-%H%M%S')}.{self.rotations:06d}"
+        # A kubelet looks every ten seconds; here many rotations may happen in one.
+        name = f"0.log.{time.strftime('%Y%m%d-%H%M%S', time.gmtime(self._born + 10 * self.rotations))}"
         self.path.rename(directory / name)
         # Until the runtime reopens its file it writes into the renamed one.
         late = self._dice.randrange(0, 4)
