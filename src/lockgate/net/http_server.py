@@ -252,7 +252,7 @@ class HttpServer:
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
-        except (web.PayloadAccessError, web.RequestPayloadError) as error:
+        except (web.PayloadAccessError, web.RequestPayloadError, ConnectionError) as error:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
