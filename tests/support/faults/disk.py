@@ -26,22 +26,25 @@ def small_disk(directory: Path, megabytes: int) -> Iterator[str]:
     image = directory.with_suffix(".image")
     with open(image, "wb") as file:
         file.truncate(megabytes << 20)
-    kind = ""
-    for kind, commands in {
-        "ext4": [["mkfs.ext4", "-q", "-m", "0", "-J", "size=1", str(image)], ["mount", "-o", "loop", str(image), str(directory)]],
-        "tmpfs": [["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "faults", str(directory)]],
-    }.items():
-        with suppress(OSError, subprocess.CalledProcessError):
-            for command in commands:
-                subprocess.run(command, check=True, capture_output=True)
-            break
-    else:
+    ext4 = [["mkfs.ext4", "-q", "-m", "0", "-J", "size=1", str(image)], ["mount", "-o", "loop", str(image), str(directory)]]
+    tmpfs = [["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "faults", str(directory)]]
+    kind = "ext4" if _all_run(ext4) else "tmpfs" if _all_run(tmpfs) else ""
+    if not kind:
         raise NotMountable(f"cannot mount a file system on {directory}")
     try:
         yield kind
     finally:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
         image.unlink()
+
+
+def _all_run(commands: list[list[str]]) -> bool:
+    try:
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 def free_bytes(directory: Path) -> int:
@@ -109,7 +112,6 @@ def play(
                 "written_while_full": written_meanwhile,
                 "left_in_queue_bytes": left,
                 **books,
-                "crashes": len(lab.crashed),
             }
             print("said while full:", *sorted(reasons), sep="\n  ")
             return figures

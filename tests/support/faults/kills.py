@@ -63,7 +63,6 @@ def play(
             **{name: lab.front.seen[name] + lab.back.seen[name] for name in ("refused", "answer_lost", "cut", "outage", "unreachable")},
             "wire_repetitions": lab.front.repeated + lab.back.repeated,
             **books,
-            "crashes": len(lab.crashed),
         }
         for line in lab.crashed:
             print(line)

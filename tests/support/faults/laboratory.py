@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,6 +49,7 @@ class Laboratory:
         agent: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
         agent_state: Path | None = None,
+        environment: Callable[[str], Mapping[str, str]] = lambda name: {},
     ) -> None:
         self.directory, self.dice, self._noise = directory, dice, noise
         self._stack = contextlib.ExitStack()
@@ -65,6 +67,8 @@ class Laboratory:
         backend_port = free_port()
         self.front = Balancer(ports, random.Random(dice.random()), chances)
         self.back = Balancer([backend_port], random.Random(dice.random()), chances)
+        self._environment = environment
+        """Of the role with this name, besides its own."""
         self._agent, self._metadata, self._agent_state = agent or {}, metadata or {}, agent_state or directory / "agent-state"
         self._ports, self._backend_port = ports, backend_port
         self.roles: dict[str, Role] = {}
@@ -111,7 +115,7 @@ class Laboratory:
         have = f"SELECT split_part(body, ' ', 2)::BIGINT FROM logs WHERE pod = '{log.name}'"
         return [row["n"] for row in self.ask(f"SELECT n FROM range({log.lines}) AS numbers(n) WHERE n NOT IN ({have}) ORDER BY n")]
 
-    def drain(self, seconds: float, *, allowed_losses: int = 0) -> Figures:
+    def drain(self, seconds: float, *, allowed_losses: int = 0) -> dict[str, Any]:
         """Ends all faults, waits until everything has arrived and all queues are empty; the books, taken after that."""
         self.pods.stop()
         self.front.outage = self.back.outage = False
@@ -126,7 +130,7 @@ class Laboratory:
         senders = [role for name, role in self.roles.items() if name != "backend"]
         with contextlib.suppress(AssertionError):
             wait_until(lambda: all(_waiting(role) == 0 for role in senders), 20, "empty queues")
-        return self.books()
+        return self.books() | {"crashes": len(self.crashed), "own_faults": sum(_own_faults(role) for role in self.roles.values())}
 
     def _lost(self) -> float:
         try:
@@ -139,6 +143,7 @@ class Laboratory:
         self.roles["backend"] = Role(
             self.directory / "backend",
             environment={
+                **self._environment("backend"),
                 "LOCKGATE_STATE": str(self.directory / "backend"),
                 "LOCKGATE_BACKEND_PORT": str(self._backend_port),
                 "LOCKGATE_QUERY_PORT": str(free_port()),
@@ -158,7 +163,8 @@ class Laboratory:
             self.roles[name] = Role(
                 self.directory / name,
                 json.dumps(durable),
-                environment=kube | {"LOCKGATE_BACKEND_URL": f"{self.back.url}/receiver", "LOCKGATE_OTLP_HTTP_PORT": str(port)},
+                environment={**self._environment(name), **kube}
+                | {"LOCKGATE_BACKEND_URL": f"{self.back.url}/receiver", "LOCKGATE_OTLP_HTTP_PORT": str(port)},
                 preset="logs_metadata",
                 expect_ready=False,
             )
@@ -166,6 +172,7 @@ class Laboratory:
             self.directory / "agent",
             json.dumps({"exporters": {"otlphttp": {"sending_queue": {"storage": "file_storage"}, **QUICK, **self._agent}}}),
             environment={
+                **self._environment("agent"),
                 "LOCKGATE_LOG_ROOT": str(self.directory / "pods"),
                 "LOCKGATE_LOGS_METADATA_URL": self.front.url,
                 "LOCKGATE_STATE": str(self._agent_state),
@@ -211,3 +218,9 @@ def memory_bytes(role: Role) -> int:
     """What the process holds in memory now (RSS)."""
     pages = Path(f"/proc/{role.process.pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _own_faults(role: Role) -> int:
+    """Lines in which the role confesses a bug, or died of one."""
+    text = role.log.read_text()
+    return sum(text.count(sign) for sign in ("a fault of our own", "a fault of lockgate's own", "Traceback (most recent call last):\n"))

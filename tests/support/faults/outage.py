@@ -37,7 +37,6 @@ def play(directory: Path, seed: int, *, seconds: float, lines_per_second: float 
             "agent_mb_before": before >> 20,
             "agent_mb_at_end_of_outage": most >> 20,
             **lab.drain(10),
-            "crashes": len(lab.crashed),
         }
         return figures
 
@@ -83,7 +82,6 @@ def play_too_long(directory: Path, seed: int, *, lost_files: int = 6, lines_per_
             counted_lost_bytes=int(metrics.get("lockgate_filelog_lost_bytes", 0)),
             counted_lost_files=int(metrics.get("lockgate_filelog_lost_files", 0)),
             drained_in_seconds=round(quiet, 1),
-            crashes=len(lab.crashed),
         )
 
 
