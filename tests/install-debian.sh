@@ -1,6 +1,6 @@
 #!/bin/sh
-# The Debian parts that tests run for real: conmon writes CRI logs, nginx is a TLS proxy, ip makes network namespaces, strace
-# shows what a process really opens, systemd-journal-remote writes journal files.
+# The Debian parts that tests run for real: conmon writes CRI logs, nginx is a TLS proxy, ip makes network namespaces, nft rules
+# between them, dnsmasq answers names there, strace shows what a process really opens, systemd-journal-remote writes journal files.
 # Never fails: where they cannot be had, it says why, and the tests that need them skip.
 set -u
 PATH=$PATH:/usr/sbin:/sbin
@@ -10,6 +10,8 @@ command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v strace >/dev/null || missing="$missing strace"
 command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
 command -v ip >/dev/null || missing="$missing iproute2"
+command -v nft >/dev/null || missing="$missing nftables"
+command -v dnsmasq >/dev/null || missing="$missing dnsmasq-base"
 test -x /lib/systemd/systemd-journal-remote || missing="$missing systemd-journal-remote"
 test -n "$missing" || exit 0
 

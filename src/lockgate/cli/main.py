@@ -27,7 +27,7 @@ def run(*, config: Config, overrides: Overrides = None) -> int:
     """
     from lockgate.collector.program import run as run_program
 
-    return run_program(_load(config, overrides))
+    return run_program(load(config, overrides))
 
 
 @app.command
@@ -41,7 +41,7 @@ def validate(*, config: Config, overrides: Overrides = None) -> int:
     overrides
         key=value laid on top.
     """
-    configuration = _load(config, overrides)
+    configuration = load(config, overrides)
     for warning in configuration.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"valid: {len(configuration.used())} components in {len(configuration.pipelines)} pipelines")
@@ -63,7 +63,7 @@ def needs(*, config: Config, overrides: Overrides = None, format: Literal["table
     """
     from lockgate.collector.describe import needs_json, needs_table
 
-    configuration = _load(config, overrides)
+    configuration = load(config, overrides)
     print(needs_json(configuration) if format == "json" else needs_table(configuration))
     return 0
 
@@ -108,12 +108,16 @@ def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context
 
 app.command("lockgate.cli.logs:logs")
 app.command("lockgate.cli.query:query")
+app.command("lockgate.cli.lockdown:netpol")
+app.command("lockgate.cli.lockdown:rbac")
+app.command("lockgate.cli.lockdown:netcheck")
 
 
-def _load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for
-    from lockgate.collector.config import load
+def load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for
+    """The configuration that these arguments name."""
+    from lockgate.collector.config import load as load_configuration
 
-    return load(config, overrides or [])
+    return load_configuration(config, overrides or [])
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def _what(need: Need) -> str:
     match need:
         case Listen(host, port, _, protocol):
             return f"{_bracketed(host) or '*'}:{port}/{protocol}"
-        case Connect(host, port, _, protocol):
+        case Connect(host, port, _, protocol, _):
             return f"{_bracketed(host)}:{port}/{protocol}"
         case Read(path) | Write(path):
             return path

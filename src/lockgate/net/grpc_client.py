@@ -183,7 +183,8 @@ class GrpcClientSettings(ComponentSettings):
             proxy = None
         host, port = self.address
         if proxy is not None:
-            yield Connect(proxy.host or "", proxy.port or 0, f"gRPC requests to {host}:{port} through this proxy")
+            reason = f"gRPC requests to {host}:{port} through this proxy"
+            yield Connect(proxy.host or "", proxy.port or 0, reason, is_proxy=True)
         else:
             yield Connect(host, port, "gRPC requests")
 

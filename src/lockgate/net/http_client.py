@@ -132,7 +132,7 @@ class HttpClientSettings(ComponentSettings):
             key = (peer.host or "", peer.port or 0)
             if key not in seen:
                 seen.add(key)
-                yield Connect(*key, f"requests to {safe_url(url)}" + (" through this proxy" if proxy else ""))
+                yield Connect(*key, f"requests to {safe_url(url)}" + (" through this proxy" if proxy else ""), is_proxy=proxy is not None)
 
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()

@@ -34,6 +34,8 @@ class Connect:
     port: int
     reason: str
     protocol: Literal["tcp", "udp"] = "tcp"
+    is_proxy: bool = False
+    """Whether host:port is a proxy, which may stand anywhere, and not the peer itself."""
 
 
 @dataclass(frozen=True, slots=True)
