@@ -175,11 +175,11 @@ class Configuration:
                 names |= dict.fromkeys((k, id) for k in kinds)
         return [self.components[name] for name in names]
 
-    def behind(self, receiver: str) -> list[str]:
-        """The exporters that what this receiver (or connector) brings may reach."""
-        ahead = [id for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
-        found = {id: [id] if (Kind.EXPORTER, id) in self.components else self.behind(id) for id in ahead}
-        return list(dict.fromkeys(id for ids in found.values() for id in ids))
+    def behind(self, receiver: str) -> list[tuple[Pipeline, str]]:
+        """The exporters that what this receiver (or connector) brings may reach, each with the pipeline that it is reached by."""
+        ahead = [(pipeline, id) for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
+        found = [[(pipeline, id)] if (Kind.EXPORTER, id) in self.components else self.behind(id) for pipeline, id in ahead]
+        return list(dict.fromkeys(pair for pairs in found for pair in pairs))
 
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lockgate.batch import Origin
-from lockgate.pipeline.contract import Component, Exporter, Extension, Held, Receiver, Status
+from lockgate.pipeline.contract import Component, Extension, Held, Holder, Receiver, Status
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class ProgramHost:
         self._shared: dict[object, _Shared] = {}
         self._components: dict[str, Component[Any]] = {}
         self._statuses: dict[str, Status] = {}
-        self._behind: dict[str, list[Exporter[Any]]] = {}
+        self._behind: dict[str, list[Holder | None]] = {}
 
     def add(self, key: str, component: Component[Any]) -> None:
         """Makes a component known by `kind/id` (processors: `kind/id@pipeline`)."""
@@ -44,16 +44,17 @@ class ProgramHost:
         """Makes a status known, of a component or of the program itself (`service`)."""
         self._statuses[key] = status
 
-    def add_behind(self, receiver: str, exporters: Sequence[Exporter[Any]]) -> None:
-        """Makes known which exporters a receiver's batches may reach."""
-        self._behind[receiver] = list(exporters)
+    def add_behind(self, receiver: str, queues: Sequence[Holder | None]) -> None:
+        """Makes known where a receiver's batches go: the durable queues, and None where something takes them that keeps nothing."""
+        self._behind[receiver] = list(queues)
 
     def held(self, owner: str) -> Held:
-        return Held.by_all([exporter.held(owner) for exporter in self._behind[owner]])
+        return Held.by_all([Held() if queue is None else queue.held(owner) for queue in self._behind[owner]])
 
     def saved(self, owner: str, positions: Mapping[str, int]) -> None:
-        for exporter in self._behind[owner]:
-            exporter.saved(owner, positions)
+        for queue in self._behind[owner]:
+            if queue is not None:
+                queue.saved(owner, positions)
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         for owner in {origin.owner for origin in origins}:

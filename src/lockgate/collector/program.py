@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -24,6 +24,8 @@ from lockgate.kit.metrics import Metrics
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
 from lockgate.pipeline.fan_out import fan_out
 from lockgate.pipeline.graph import running
+from lockgate.sending.durable import PipelineQueue
+from lockgate.sending.exporter import QueuedExporter
 
 log = logging.getLogger("lockgate.service")
 
@@ -70,7 +72,11 @@ class Program:
         for configured in used:
             if configured.kind is Kind.EXTENSION:
                 self._make(configured)
+        queues_at = len(self.components)
         consumers: dict[str, Any] = {c.id: self._make(c) for c in used if c.kind is Kind.EXPORTER}
+        queues = {pipeline.id: self._queues(pipeline, consumers) for pipeline in self.configuration.pipelines}
+        # Before the exporters that they feed, so that these stop first, and what they have delivered is still noted.
+        self.components[queues_at:queues_at] = [queue for several in queues.values() for queue in dict.fromkeys(several.values())]
         connectors = {c.id: c for c in used if c.kind is Kind.CONNECTOR}
         heads: dict[str, Consumer] = {}
         waiting = list(self.configuration.pipelines)
@@ -85,11 +91,28 @@ class Program:
                     consumers[id] = connector
             ready = next(pipeline for pipeline in waiting if all(id in consumers for id in pipeline.exporters))
             waiting.remove(ready)
-            heads[ready.id] = self._chain(ready, [consumers[id] for id in ready.exporters])
+            heads[ready.id] = self._chain(ready, list(dict.fromkeys(queues[ready.id].get(id, consumers[id]) for id in ready.exporters)))
         for configured in used:
             if configured.kind is Kind.RECEIVER:
                 self._receive(configured, heads)
-                self.host.add_behind(configured.id, [consumers[id] for id in self.configuration.behind(configured.id)])
+                behind = [queues[pipeline.id].get(id) for pipeline, id in self.configuration.behind(configured.id)]
+                self.host.add_behind(configured.id, list(dict.fromkeys(behind)))
+
+    def _queues(self, pipeline: Pipeline, exporters: Mapping[str, Component[Any]]) -> dict[str, PipelineQueue]:
+        """The queues on disk that this pipeline's exporters share, by exporter."""
+        by_storage: dict[str, list[QueuedExporter[Any]]] = {}
+        for exporter in (exporters.get(id) for id in pipeline.exporters):
+            if isinstance(exporter, QueuedExporter) and exporter.queued_in:
+                by_storage.setdefault(exporter.queued_in, []).append(exporter)
+        queues: dict[str, PipelineQueue] = {}
+        for storage, several in by_storage.items():
+            key = f"service/queue/{pipeline.id}" + (f"@{storage}" if len(by_storage) > 1 else "")
+            context = self._context(pipeline.id, Kind.EXPORTER, key, pipeline)
+            queue = PipelineQueue(context, storage, several)
+            self.host.add_status(key, context.status)
+            self.host.add(key, queue)
+            queues |= {exporter.context.id: queue for exporter in several}
+        return queues
 
     def _chain(self, pipeline: Pipeline, exporters: list[Consumer]) -> Consumer:
         head = fan_out(exporters, self.clock)

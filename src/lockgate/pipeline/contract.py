@@ -107,6 +107,16 @@ class Held:
         return cls(durable, lost)
 
 
+class Holder(Protocol):
+    """A durable queue, as the receivers in front of it see it."""
+
+    def held(self, owner: str) -> Held:
+        """See `Host.held`; of this queue alone."""
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        """See `Host.saved`."""
+
+
 class Host(Protocol):
     """What the program offers to components: extensions, shared things, threads."""
 
@@ -334,13 +344,6 @@ class Exporter(Component[S]):
 
     kind = Kind.EXPORTER
 
-    def held(self, owner: str) -> Held:
-        """See `Host.held`; of this exporter's queue alone."""
-        return Held()
-
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
-        """See `Host.saved`."""
-
     async def consume(self, batch: Batch) -> None:
         raise TypeError(f"{type(self).__name__} must define consume")
 
@@ -394,6 +397,7 @@ __all__ = [
     "Exporter",
     "Extension",
     "Held",
+    "Holder",
     "Host",
     "Kind",
     "Permanent",

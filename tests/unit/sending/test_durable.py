@@ -5,7 +5,8 @@ import os
 import resource
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lockgate.batch import Batch
 from lockgate.components.extensions.file_storage import FileStorageExtension, FileStorageSettings
 from lockgate.pipeline.contract import Context, Custody, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.sending.durable import PipelineQueue
 from lockgate.sending.exporter import QueuedExporter, Rejected
 from lockgate.sending.settings import SendingSettings
 
@@ -55,16 +57,32 @@ class ScriptedExporter(QueuedExporter[SendingSettings]):
 
 
 @asynccontextmanager
-async def exporting(directory: Path, server: Server, **queue: Any) -> AsyncIterator[tuple[ScriptedExporter, Context]]:
+async def exporting(directory: Path, server: Server, /, **queue: Any) -> AsyncIterator[tuple[PipelineQueue, Context]]:
+    """A pipeline's queue with the exporter `out` behind it."""
+    async with exporting_to(directory, {"out": server}, **queue) as (shared, of):
+        yield shared, of
+
+
+@asynccontextmanager
+async def exporting_to(directory: Path, servers: dict[str, Server], /, **queue: Any) -> AsyncIterator[tuple[PipelineQueue, Context]]:
+    """A pipeline's queue with these exporters behind it; settings of one alone stand under its name."""
     retry = {"initial_interval": "10ms", "max_interval": "20ms"} | queue.pop("retry_on_failure", {})
     storage = FileStorageExtension(FileStorageSettings(directory=str(directory), fsync=queue.pop("fsync", False)), context("file_storage"))
+    own = {name: queue.pop(name, {}) for name in servers}
     async with storage:
         of = context("out", Kind.EXPORTER, host=FakeHost({"file_storage": storage}))
-        settings = {"sending_queue": {"storage": "file_storage", "num_consumers": 1} | queue, "retry_on_failure": retry}
-        exporter = ScriptedExporter(SendingSettings.model_validate(settings), of)
-        exporter.server = server
-        async with asyncio.timeout(20), exporter:
-            yield exporter, of
+        exporters = []
+        for name, server in servers.items():
+            sending = {"storage": "file_storage", "num_consumers": 1} | queue | own[name]
+            settings = SendingSettings.model_validate({"sending_queue": sending, "retry_on_failure": retry})
+            exporters.append(exporter := ScriptedExporter(settings, replace(of, id=name)))
+            exporter.server = server
+        shared = PipelineQueue(of, "file_storage", exporters)
+        async with asyncio.timeout(20), AsyncExitStack() as stack:
+            await stack.enter_async_context(shared)
+            for exporter in exporters:
+                await stack.enter_async_context(exporter)
+            yield shared, of
 
 
 async def until(true: Any) -> None:
@@ -78,7 +96,7 @@ def a_batch(number: int, size: int = 20) -> Batch:
 
 
 def queue_directory(directory: Path) -> Path:
-    return directory / "exporters~002Fout" / "queue"
+    return directory / "queue~002Ftest" / "queue"
 
 
 async def test_a_batch_is_acknowledged_before_it_is_delivered_and_sent_after_a_restart_in_order_with_its_id(tmp_path: Path) -> None:
@@ -89,7 +107,7 @@ async def test_a_batch_is_acknowledged_before_it_is_delivered_and_sent_after_a_r
             await exporter.consume(batch)
         await until(lambda: server.attempts)
         assert of.metrics.value("otelcol_exporter_queue_size", exporter="out") == 5
-        assert of.metrics.value("lockgate_queue_disk_bytes", exporter="out") > 0
+        assert of.metrics.value("lockgate_queue_disk_bytes", pipeline="test") > 0
     async with exporting(tmp_path, server := Server()) as (_, of):
         await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
     assert server.sent == batches
@@ -97,7 +115,7 @@ async def test_a_batch_is_acknowledged_before_it_is_delivered_and_sent_after_a_r
         await exporter.consume(last := a_batch(9))
         await until(lambda: server.sent)
     assert server.sent == [last]
-    assert [path.suffix for path in queue_directory(tmp_path).iterdir()] == []
+    assert {path.suffix for path in queue_directory(tmp_path).iterdir()} == {".notes"}
 
 
 async def test_a_backlog_is_sent_in_order_with_little_of_it_in_memory(tmp_path: Path) -> None:
@@ -106,12 +124,12 @@ async def test_a_backlog_is_sent_in_order_with_little_of_it_in_memory(tmp_path: 
         server.open.clear()
         await asyncio.gather(*map(exporter.consume, batches[:40]))
         await until(lambda: server.under_way)
-        durable = exporter._durable
-        assert durable is not None and durable._loaded < 15_000
+        (cursor,) = exporter._cursors
+        assert cursor.loaded < 15_000
         server.open.set()
         await asyncio.gather(*map(exporter.consume, batches[40:]))
         await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
-        assert durable._loaded == 0
+        assert cursor.loaded == 0
     assert server.ids == [batch.id for batch in batches]
 
 
@@ -153,7 +171,7 @@ async def test_a_full_queue_makes_its_callers_wait_also_after_a_restart(tmp_path
     size = 500_000 if "max_disk_bytes" in bound else 1000
     taken = 0
 
-    async def feed(exporter: ScriptedExporter) -> None:
+    async def feed(exporter: PipelineQueue) -> None:
         nonlocal taken
         for number in range(8):
             await exporter.consume(a_batch(number, size))
@@ -311,7 +329,7 @@ async def test_a_full_disk_loses_nothing_gives_space_back_and_goes_on(small_disk
     batches = [a_batch(number, 100_000) for number in range(60)]
     refused = 0
 
-    async def feed(exporter: ScriptedExporter) -> None:
+    async def feed(exporter: PipelineQueue) -> None:
         nonlocal refused
         for batch in batches:
             while True:
