@@ -123,6 +123,8 @@ class Followed:
     """Whether its present name is one that the patterns mean."""
     life: Life | None = None
     """None until the first line, or enough of it, is there to know it by."""
+    number: int = 0
+    """That of its next life."""
     first: tuple[int, bytes] = NOTHING_READ
     size: int = 0
     """How large it was when last seen."""
@@ -155,7 +157,7 @@ class Followed:
 
     def saved(self) -> Saved:
         """What is known of it; without a key while it has no life."""
-        life = self.life or _UNBORN
+        life = self.life or Life("", self.number)
         position, skipping, anchor = life.taken
         return Saved(
             life.key,
@@ -171,9 +173,6 @@ class Followed:
             life.number,
             self.unpacked is not None,
         )
-
-
-_UNBORN = Life("", 0)
 
 
 def identity_of(content: bytes) -> tuple[int, bytes]:

@@ -17,6 +17,7 @@ from lockgate.kit.ranges import Ranges
 from lockgate.tail.discovery import Discovery, rotated_from
 from lockgate.tail.follow import (
     ANCHOR_BYTES,
+    NOTHING_READ,
     Flush,
     Followed,
     Life,
@@ -322,8 +323,8 @@ class Tailer:
             self._in_order()
             for key, ranges in self._queued.take_lost().items():
                 self._again.add(key, ranges)
-        elif everything and not self._waiting and not self.missing:
-            self._queued.forget()
+        if everything and not self.waiting_files and not self.missing and self._queued.keys:
+            self._forget_queued()
         if self._leaving and now >= self._next_leaving:
             self._next_leaving = now + min(_LEAVING_SECONDS, self.options.linger_seconds)
             self._check_leaving(now)
@@ -386,14 +387,16 @@ class Tailer:
                 directory = os.path.dirname(entry.real)
                 path, matched = f"{directory}/{_name_of(directory, entry.inode)}", False
                 status = _status(path, identity)
-            if status is None or path.endswith(_COMPRESSED) != entry.packed:  # an inode used again
+            # Otherwise it is an inode used again.
+            if status is None or not (path.endswith(".gz") if entry.packed else not path.endswith(_COMPRESSED)):
                 self._forget(entry)
                 self._orphans.append(entry)
                 continue
             if entry.packed:
-                if not entry.done:
+                if not entry.done or path != entry.real:
                     self._strangers[path] = entry.path
-            elif status.st_size != entry.position:
+                continue
+            if status.st_size != entry.position:
                 self.appeared(path, entry.inode, matched)
             if path not in (entry.path, entry.real) and identity in self._saved:
                 self._saved[identity] = structs.replace(entry, real=path)
@@ -550,9 +553,9 @@ class Tailer:
         entry: Saved | None = file.saved()
         if entry is not None and not file.matched:
             entry = structs.replace(entry, real=file.name, done=True)
-        copy = self._copies.pop(file, None)
-        if entry is not None and copy is not None and not file.matched:
-            entry = _moved_to(entry, *copy)  # the file goes, or has gone, and its content is known in the next process
+        path, status = self._copies.pop(file, ("", None))
+        if entry is not None and status is not None and not file.matched and _status(path, (status.st_dev, status.st_ino)) is not None:
+            entry = _moved_to(entry, path, status)  # the file goes, or has gone, and its content is known in the next process
         elif not keep:
             entry = None
             if file.name == file.path and self._is_rotated(file.path):
@@ -577,9 +580,9 @@ class Tailer:
 
     def _remember(self, entry: Saved) -> None:
         identity = entry.device, entry.inode
-        if identity in self._saved:
-            self._orphans.append(entry)
-            return
+        if (older := self._saved.get(identity)) is not None:
+            self._forget(older)  # its file went, and its inode number was used again
+            self._orphans.append(older)
         self._saved[identity] = entry
         self._inodes[entry.inode] = self._inodes.get(entry.inode, 0) + 1
         if entry.packed:
@@ -630,7 +633,10 @@ class Tailer:
         for entry in orphans:
             if os.path.dirname(entry.real) in waiting:
                 self._orphans.append(entry)
-            elif entry.size > entry.position and not entry.done:
+                continue
+            for start, end in self._queued.take(entry.key)[1]:
+                self._again.add(entry.key, [(start, end)])
+            if entry.size > entry.position and not entry.done:
                 self._lose(entry.size - entry.position, entry.path, "it was deleted or truncated before it was read to its end")
             elif not entry.done:
                 self._lose(0, entry.path, "it was deleted or truncated while nobody looked; what was written to it meanwhile is lost")
@@ -647,7 +653,8 @@ class Tailer:
             entry = self._saved.get(identity)
             if identity in self.options.own:
                 return True
-            is_done = entry is not None and entry.packed == is_packed and entry.done and not entry.again
+            # Under another name it may be another file, on an inode used again.
+            is_done = entry is not None and entry.packed == is_packed and entry.real == path and entry.done and not entry.again
             if is_done and entry is not None and (is_packed or entry.position == status.st_size):
                 return True
             if not self._make_room():
@@ -678,6 +685,9 @@ class Tailer:
             self._forget(entry)
             self._orphans.append(entry)
             entry = None
+        if entry is not None and entry.done and not entry.again and (unpacked is not None or entry.position == status.st_size):
+            self._saved[identity] = structs.replace(entry, real=path)
+            return False
         if entry is None and self._is_new and not self._looked and not self.options.positions_lost:
             # Nobody followed this log when it was rotated, and no pattern means what was.
             self._remember(self._left_out(path, log, head, status, descriptor, unpacked))
@@ -685,7 +695,7 @@ class Tailer:
         if entry is None and head:
             directory = os.path.dirname(path) + "/"
             for file in self._files.values():
-                if file.life is not None and file.real.startswith(directory) and file.pread_head(len(head)) == head:
+                if file.real.startswith(directory) and file.pread_head(len(head)) == head:
                     self._copies[file] = path, status
                     return False
             entry = self._content_elsewhere(directory, head, pread)
@@ -701,7 +711,11 @@ class Tailer:
                 if entry.done and not entry.again:
                     self._remember(entry)
                     return False
-        if entry is None and unpacked is not None and (key := self._queued.key_of(line_digest(head.partition(b"\n")[0]))) is not None:
+        if (
+            (entry is None or not entry.key)
+            and unpacked is not None
+            and (key := self._queued.key_of(line_digest(head.partition(b"\n")[0]))) is not None
+        ):
             entry = Saved(key, *identity, log, path, 0, False, b"", identity_of(head), 0, parts_of(key)[2], True)
         if entry is None:
             age = self.options.exclude_older_than_seconds
@@ -712,12 +726,19 @@ class Tailer:
         self._adopt(path, real, descriptor, False, log=log, entry=entry, unpacked=unpacked)
         return True
 
+    def _forget_queued(self) -> None:
+        """Lives that a queue holds something of, and that nothing else is known of: read by a process that was killed, and gone."""
+        known = {entry.key for entry in self._saved.values()}
+        for key in sorted(self._queued.keys - known):
+            self._lose(0, key, "it was read by the process before this one, and is gone")
+        self._queued.forget()
+
     def _content_elsewhere(self, directory: str, head: bytes, pread: Callable[[int, int], bytes]) -> Saved | None:
         """What is known of this content under another identity."""
         known = [
             entry
             for entry in [*self._orphans, *self._saved.values()]
-            if entry.key and entry.real.startswith(directory) and _begins_as(entry, head)
+            if entry.first[0] and entry.real.startswith(directory) and _begins_as(entry, head)
         ]
         return next((entry for entry in known if pread(len(entry.anchor), entry.position - len(entry.anchor)) == entry.anchor), None)
 
@@ -746,31 +767,38 @@ class Tailer:
     def _identify(self, file: Followed, size: int, force: bool = False, entry: Saved | None = None) -> None:
         """Give the file its life, as soon as its first line, or enough of it, is there."""
         content = file.pread(self.options.fingerprint_bytes, 0)
+        if not _begins(file.first, content):
+            self._truncated(file, size)
+            file.size = size
         line, newline, _ = content.partition(b"\n")
-        if (not content and file.unpacked is None) or not (newline or force or len(content) == self.options.fingerprint_bytes):
-            return
-        known, number = self._saved.get(file.identity), 0
-        if known is not None:
+        is_whole = bool(newline) or force or len(content) == self.options.fingerprint_bytes
+        known, least = self._saved.get(file.identity), ""
+        if known is not None and (is_whole or (file.unpacked is None and size < max(known.position, known.first[0]))):
             self._forget(known)
             entry = entry or (known if _is_content_of(known, content, file.pread) else None)
             if entry is None:
-                number = known.lives + 1  # so that two contents never share a key, whatever they begin with
+                file.number, least = known.lives + bool(known.key), known.key
                 self._orphans.append(known)
                 if not file.matched and not file.name.startswith((known.path, known.real)):
                     self._close(file, keep=False)  # somebody else's file, on an inode used again; not a rotated one of this log
                     return
+        if not is_whole or (not content and file.unpacked is None):
+            file.first = identity_of(content)
+            return
         if entry is not None and entry.key:
             file.life = Life(entry.key, entry.lives)
             file.first = entry.first if file.unpacked is None else identity_of(content)
             file.size = max(entry.position, min(entry.size, size)) if file.unpacked is None else entry.position
         else:
             base = life_key(file.device, file.inode, line, 0)
-            found = self._queued.number(base, number, lambda end: not end or bool(file.pread(1, end - 1)))
-            if found is None:
+            # Two contents never share a key, whatever they begin with.
+            number = self._queued.number(
+                base, file.number if base == parts_of(least)[0] else 0, lambda end: not end or bool(file.pread(1, end - 1))
+            )
+            if number is None:
+                number = file.number
                 while life_key(file.device, file.inode, line, number) in self._packed_keys:
                     number += 1
-            else:
-                number = found
             file.life = Life(life_key(file.device, file.inode, line, number), number)
             file.first = identity_of(content)
         if file.unpacked is not None:
@@ -908,6 +936,7 @@ class Tailer:
         if life is not None:
             self._islands.pop(life, None)
         file.size, file.unread, file.chunk_bytes = 0, False, 0
+        file.first = NOTHING_READ
         self._unfinished.pop(file, None)
         if life is None:
             return
@@ -916,13 +945,17 @@ class Tailer:
             start = os.lseek(file.descriptor, 0, os.SEEK_DATA)
         except OSError:
             start = 0
-        line = os.pread(file.descriptor, self.options.fingerprint_bytes, start).lstrip(b"\0").partition(b"\n")[0]
+        line, newline, _ = os.pread(file.descriptor, self.options.fingerprint_bytes, start).lstrip(b"\0").partition(b"\n")
+        file.number = life.number + 1
+        self._ready[file] = None
+        if not newline and not start:
+            file.life = None  # until its first line is there
+            return
         file.life = Life(life_key(file.device, file.inode, line, life.number + 1), life.number + 1)
         if 0 < start < size:
             head = os.pread(file.descriptor, 1 << 16, start)
             file.life.start_at(start + len(head) - len(head.lstrip(b"\0")), False, b"")
         file.first = identity_of(os.pread(file.descriptor, self.options.fingerprint_bytes, 0))
-        self._ready[file] = None
 
     def _read(self, file: Followed, size: int, max_records: int, into: Round) -> tuple[int, int, bool]:
         """Read up to `size` bytes into the round: bytes used, records, whether there is more."""
@@ -953,7 +986,9 @@ class Tailer:
             size = min(size, stop - position)
         content = file.pread(len(life.anchor) + size, position - len(life.anchor))
         end = position - len(life.anchor) + len(content)
-        if not content.startswith(life.anchor) or end < min(file.size, position + size):
+        # At the beginning there is nothing before the position to compare.
+        is_same = content.startswith(life.anchor) and (position or size < file.first[0] or _begins(file.first, content))
+        if not is_same or end < min(file.size, position + size):
             if file.unpacked is not None:
                 self._lose(max(1, file.size - end), file.name, "it was changed under us")
                 self._close(file, keep=True)
@@ -1098,8 +1133,12 @@ def _line_start(descriptor: int, size: int) -> tuple[int, bytes]:
 
 
 def _begins_as(entry: Saved, head: bytes) -> bool:
-    length, known = entry.first
-    return len(head) >= length and digest(head[:length]) == known
+    return _begins(entry.first, head) if entry.first[0] or not entry.packed else not head
+
+
+def _begins(first: tuple[int, bytes], content: bytes) -> bool:
+    length, known = first
+    return len(content) >= length and digest(content[:length]) == known
 
 
 def _is_content_of(entry: Saved, head: bytes, pread: Callable[[int, int], bytes]) -> bool:
