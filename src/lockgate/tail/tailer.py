@@ -265,14 +265,14 @@ class Tailer:
         while todo and left_bytes > _LEAST_READ and left_records > 0:
             unread: list[Followed] = []
             behind: set[str] = set()
-            unpacking = sum(file.unpacked is not None and file.unpacked.active for file in todo)
+            unpacking = 0
             for file in todo:
-                starting = file.unpacked is not None and not file.unpacked.active
-                if file.path in behind or (starting and unpacking >= _MAX_UNPACKING):
+                # Always the same ones, as they stand in the same order until they are read.
+                if file.path in behind or (file.unpacked is not None and unpacking >= _MAX_UNPACKING):
                     unread.append(file)
                     behind.add(file.path)
                     continue
-                unpacking += starting
+                unpacking += file.unpacked is not None
                 if left_bytes <= _LEAST_READ or left_records <= 0:
                     break
                 # To the end of the line, so that nobody starves.

@@ -114,6 +114,21 @@ def test_a_file_that_another_is_renamed_over_is_drained_and_then_let_go(bench: B
     assert bench.tailer.counts.gaps == 0
 
 
+def test_many_compressed_files_after_downtime_are_read_by_turns(bench: Bench) -> None:
+    logs, files = range(3), range(20)  # more than are unpacked at a time, and the oldest of a log goes first
+    lines = {log: [f"{log} {turn} {line}" for turn in files for line in range(200 if turn else 1)] for log in logs}
+    for log in logs:
+        bench.write(f"{log}.log", "first\n")
+    assert bench.read() == ["first"] * len(logs)
+    bench.stop()
+    for log in logs:
+        for turn in files:
+            content = "".join(f"{line}\n" for line in lines[log] if line.startswith(f"{log} {turn} "))
+            bench.write(f"{log}.log.20240101-0000{turn:02d}.gz", gzip.compress(content.encode()))
+    found = bench.read(1)
+    assert {log: [line for line in found if line.startswith(f"{log} ")] for log in logs} == lines
+
+
 def test_a_rotated_file_with_more_than_a_round_takes_goes_on_before_its_successor(bench: Bench) -> None:
     old, new = [f"old {number}" for number in range(3000)], [f"new {number}" for number in range(3000)]
     bench.write("0.log", old[0] + "\n")
