@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -203,8 +204,14 @@ class Laboratory:
         running = [role for role in reversed(self.roles.values()) if hasattr(role, "process") and role.process.poll() is None]
         for role in running:
             role.process.send_signal(signal.SIGTERM)
+        wedged = []
         for role in running:
-            role.process.wait(40)
+            try:
+                role.process.wait(40)
+            except subprocess.TimeoutExpired:
+                role.kill()
+                wedged.append(str(role.log))
+        assert not wedged, f"did not stop within 40 s: {wedged}"
 
 
 def _waiting(role: Role) -> float:
