@@ -116,7 +116,8 @@ def test_a_file_that_another_is_renamed_over_is_drained_and_then_let_go(bench: B
 
 def test_many_compressed_files_after_downtime_are_read_by_turns(bench: Bench) -> None:
     logs, files = range(3), range(20)  # more than are unpacked at a time, and the oldest of a log goes first
-    lines = {log: [f"{log} {turn} {line}" for turn in files for line in range(200 if turn else 1)] for log in logs}
+    # The oldest is unpacked to its end by a look at its beginning.
+    lines = {log: [f"{log} 0 ".ljust(999, "x"), *(f"{log} {turn} {line}" for turn in files[1:] for line in range(200))] for log in logs}
     for log in logs:
         bench.write(f"{log}.log", "first\n")
     assert bench.read() == ["first"] * len(logs)
