@@ -5,39 +5,36 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from support.faults import Figures
 from support.faults.balancer import Chances
 from support.faults.laboratory import Laboratory
 
-ROLES = ("agent", "metadata-0", "metadata-1", "backend")
-
 
 def play(
     directory: Path,
     seed: int,
     *,
-    kills: int,
-    roles: Sequence[str] = ROLES,
+    kills: Mapping[str, int],
     lines_per_second: float = 500,
     rotate_bytes: int = 30_000,
     keep_files: int = 10_000,
     seconds: float = 0,
     drain_seconds: float = 60,
 ) -> Figures:
-    """`kills` of each of `roles`, in an order and at moments that the seed gives. `seconds` bounds it; 0 does not."""
+    """So many `kills` of each role, in an order and at moments that the seed gives. `seconds` bounds it; 0 does not."""
     print("seed", seed, flush=True)
     dice = random.Random(seed)
     chances = Chances(refused=0.1, answer_lost=0.05, cut=0.02)
     lab = Laboratory(directory, dice, lines_per_second=lines_per_second, rotate_bytes=rotate_bytes, keep_files=keep_files, chances=chances)
-    left = Counter(dict.fromkeys(roles, kills))
+    left = Counter(kills)
     killed: Counter[str] = Counter()
     with lab:
         began = time.monotonic()
         until_weather = 0.0
-        born = dict.fromkeys(ROLES, began)
+        born = dict.fromkeys(kills, began)
         while left.total() and not (seconds and time.monotonic() - began > seconds):
             if time.monotonic() > until_weather:
                 until_weather = time.monotonic() + dice.uniform(0.5, 3)
@@ -49,12 +46,14 @@ def play(
             lab.kill(name)
             born[name] = time.monotonic()
             killed[name] += 1
+            if killed.total() % 100 == 0:
+                print(f"{killed.total()} kills after {time.monotonic() - began:.0f} s, {lab.pods.lines} lines", flush=True)
             left[name] -= 1
             left += Counter()  # without those that are done
         took = time.monotonic() - began
         books = lab.drain(drain_seconds)
         figures = Figures(seed=seed, kills=killed.total(), seconds=round(took))
-        figures |= {f"kills of {name}": killed[name] for name in roles}
+        figures |= {f"kills of {name}": killed[name] for name in kills}
         figures |= {
             "rotations": sum(log.rotations for log in lab.pods.logs),
             "compressed": sum(log.compressed for log in lab.pods.logs),
