@@ -22,7 +22,7 @@ from lockgate.collector.telemetry import MetricsServer, set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.metrics import Metrics
 from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
-from lockgate.pipeline.fan_out import fan_out
+from lockgate.pipeline.fan_out import Fork, fan_out
 from lockgate.pipeline.graph import running
 from lockgate.sending.durable import PipelineQueue
 from lockgate.sending.exporter import QueuedExporter
@@ -79,6 +79,7 @@ class Program:
         self.components[queues_at:queues_at] = [queue for several in queues.values() for queue in dict.fromkeys(several.values())]
         connectors = {c.id: c for c in used if c.kind is Kind.CONNECTOR}
         heads: dict[str, Consumer] = {}
+        joined, crossed = self.configuration.forks()
         waiting = list(self.configuration.pipelines)
         while waiting:
             # A connector is made once every pipeline that it feeds is, so that entering runs against the flow; there is no cycle.
@@ -91,12 +92,18 @@ class Program:
                     consumers[id] = connector
             ready = next(pipeline for pipeline in waiting if all(id in consumers for id in pipeline.exporters))
             waiting.remove(ready)
-            heads[ready.id] = self._chain(ready, list(dict.fromkeys(queues[ready.id].get(id, consumers[id]) for id in ready.exporters)))
+            ahead = list(dict.fromkeys(queues[ready.id].get(id, consumers[id]) for id in ready.exporters))
+            if ready.id in crossed:
+                ahead = [Fork(ready.id, it) if isinstance(it, Connector) else it for it in ahead]
+            heads[ready.id] = self._chain(ready, ahead)
         for configured in used:
             if configured.kind is Kind.RECEIVER:
                 self._receive(configured, heads)
-                behind = [queues[pipeline.id].get(id) for pipeline, id in self.configuration.behind(configured.id)]
-                self.host.add_behind(configured.id, list(dict.fromkeys(behind)))
+                behind = self.configuration.behind(configured.id)
+                holders = [queues[pipeline.id].get(id) for pipeline, id in behind]
+                # What one way has brought is no sign of what the other has: nothing counts as durable there, and may come twice.
+                is_sure = not any(pipeline.id in joined for pipeline, _ in behind)
+                self.host.add_behind(configured.id, [*dict.fromkeys(holders), *([] if is_sure else [None])])
 
     def _queues(self, pipeline: Pipeline, exporters: Mapping[str, Component[Any]]) -> dict[str, PipelineQueue]:
         """The queues on disk that this pipeline's exporters share, by exporter."""

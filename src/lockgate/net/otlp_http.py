@@ -10,6 +10,7 @@ from aiohttp import web
 
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
+from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
 from lockgate.net.intake import Intake
 from lockgate.pipeline.contract import Context
@@ -17,7 +18,6 @@ from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
-ID_HEADER = "X-Lockgate-Batch-Id"
 
 # google.rpc.Code for the Status in a refusal's body.
 _CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 3, 415: 3, 503: 14}
@@ -73,6 +73,7 @@ class OtlpHttp:
                 peer=client_address(request.remote),
                 transport="http",
                 batch_id=request.headers.get(ID_HEADER, ""),
+                batch_parts=request.headers.get(PARTS_HEADER, ""),
                 decode=_decode_json if content_type == JSON else None,
             )
 

@@ -14,15 +14,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lockgate.batch import Batch
+from lockgate.batch import Batch, Signal, merge
 from lockgate.pipeline.contract import Component, ComponentSettings, Context, Custody, Held
 from lockgate.pipeline.errors import Retryable
-from lockgate.sending.exporter import WEIGHTS, QueuedExporter
-from lockgate.sending.notes import Account, Outcome
+from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
+from lockgate.sending.notes import Account, Outcome, queued_record
 from lockgate.sending.queue import Entry, QueueFull, Room
 from lockgate.sending.segments import Amount, Journal, Loaded, Ref, Settlement
 
@@ -116,6 +116,8 @@ class PipelineQueue(Component[ComponentSettings], Room):
         self._settlements: list[Settlement] = []
         self._work, self._idle = asyncio.Event(), asyncio.Event()
         self._busy = self._closed = self._ended = False
+        text = "batches that came again under the same id, were acknowledged, and not written again"
+        self._duplicates = context.metrics.counter("lockgate_queue_duplicate_batches", text, pipeline=context.pipeline)
         self._wanted = 0
         """Payload bytes of the write that failed last; 0 where the last one did not."""
         self._sync_at: float | None = None
@@ -147,6 +149,9 @@ class PipelineQueue(Component[ComponentSettings], Room):
             [cursor.name for cursor in self._cursors],
             segment_bytes=max(1 << 16, min(8 << 20, self._max_bytes // 8)),
             fsync=storage.fsync,
+            compression=next(
+                (it for it in (exporter.compression for exporter in self.exporters) if it[0] in ("gzip", "zstd")), ("zstd", 1)
+            ),
         )
         await self.in_thread(journal.open)
         for cursor in self._cursors:
@@ -161,8 +166,10 @@ class PipelineQueue(Component[ComponentSettings], Room):
 
     async def consume(self, batch: Batch) -> None:
         self.refuse_if_stopped()
-        if not batch.count:
+        new = self._new_of(batch)
+        if new is None:
             return
+        batch = new
         try:
             await self._enter(batch, waits=self._waits)
         except QueueFull:
@@ -222,6 +229,25 @@ class PipelineQueue(Component[ComponentSettings], Room):
         text = "batches that an exporter had not delivered when it was removed from the pipeline"
         observe("lockgate_queue_abandoned_records", text, lambda: journal.abandoned_records)
 
+    # Ids.
+
+    def _new_of(self, batch: Batch) -> Batch | None:
+        """What of this batch is not here, nor was: None for nothing. A merged one may be known in part."""
+        if not batch.count or self._is_known(batch):
+            return None
+        parts = list(parts_of(batch)) if batch.parts and not batch.origins else []
+        new = [part for part in parts if not self._is_known(part)]
+        if len(new) == len(parts):
+            return batch
+        return replace(merge(new), origins=batch.origins)
+
+    def _is_known(self, batch: Batch) -> bool:
+        assert self.journal is not None
+        if batch.origins or not all(self.journal.knowledge.is_known(queued_record(batch).ids)):
+            return False
+        self._duplicates.add()
+        return True
+
     # Room.
 
     def _lacks(self, batch: Batch) -> str:
@@ -276,10 +302,21 @@ class PipelineQueue(Component[ComponentSettings], Room):
             self._idle.set()
 
     def _next_offers(self) -> list[_Offer]:
-        offers, size = list[_Offer](), 0
+        offers, ids, size = list[_Offer](), set[tuple[Signal, str]](), 0
         while self._offers and (not offers or size + len(self._offers[0][0].payload) <= COMMIT_BYTES):
-            offers.append(self._offers.popleft())
-            size += len(offers[-1][0].payload)
+            batch, written = self._offers[0]
+            if (key := (batch.signal, batch.id)) in ids:
+                break  # a repetition of one before it: what became of that is known when this is done
+            self._offers.popleft()
+            if self._is_known(batch):  # it came while its first copy was being written
+                self._account(batch, -1)
+                self._admit()
+                if not written.done():
+                    written.set_result(None)
+                continue
+            ids.add(key)
+            offers.append((batch, written))
+            size += len(batch.payload)
         return offers
 
     async def _do(self, journal: Journal, offers: list[_Offer]) -> None:

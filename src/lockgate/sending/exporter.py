@@ -29,6 +29,10 @@ S = TypeVar("S", bound=SendingSettings)
 WEIGHTS: dict[str, Weigh] = {"requests": lambda _: 1, "items": lambda batch: batch.count, "bytes": lambda batch: len(batch.payload)}
 
 
+MAX_MERGED = 180
+"""Batches merged into a request: so many ids fit into one header."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """The server took a batch, but so many of its records it did not (OTLP 1.5, "Partial Success"); it wants none of them again."""
@@ -73,6 +77,11 @@ class QueuedExporter(Exporter[S]):
         """The storage extension that its queue is in; empty for a queue in memory, or none."""
         queue = self.settings.sending_queue
         return queue.storage if queue.enabled else ""
+
+    @property
+    def compression(self) -> tuple[str, int | None]:
+        """The content encoding, and its level, of what it sends where that is a batch's payload: a queue on disk keeps it so."""
+        return "none", None
 
     def _queue_size(self) -> int:
         return sum(feed.size for feed in self.inbox.feeds)
@@ -147,7 +156,7 @@ class QueuedExporter(Exporter[S]):
         total = weigh(first)
 
         def accept(batch: Batch) -> bool:
-            is_alike = batch.signal is first.signal and batch.peer == first.peer
+            is_alike = batch.signal is first.signal and batch.peer == first.peer and len(entries) < MAX_MERGED
             return is_alike and (not batching.max_size or total + weigh(batch) <= batching.max_size)
 
         clock = self.context.clock

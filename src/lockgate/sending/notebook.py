@@ -9,6 +9,7 @@ a record is damaged, they say what it was. Two generations stay in any case.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -56,6 +57,8 @@ class Notebook:
         self._descriptor = -1
         self._size = 0
         self._is_dirty = False
+        self._epoch = 0
+        """The last number that was used: one is not used twice, whether or not its file came to be."""
         self.snapshot_bytes = 0
         self.damaged_bytes = 0
 
@@ -92,7 +95,7 @@ class Notebook:
     def begin(self, snapshot: Snapshot) -> None:
         """A new file that opens with this, durable when this returns. Raises OSError, with no file to write to."""
         self.end()
-        epoch = max((file.epoch for file in self._files), default=0) + 1
+        self._epoch = epoch = max(self._epoch, *(file.epoch for file in self._files), 0) + 1
         path = self._directory / f"{snapshot.next:020d}.{epoch:06d}{SUFFIX}"
         content = header(NOTES_MAGIC) + _frame(epoch, snapshot)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -103,7 +106,8 @@ class Notebook:
                 sync_directory(self._directory)
         except OSError:
             os.close(descriptor)
-            path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
         self._descriptor, self._size, self._is_dirty, self.snapshot_bytes = descriptor, len(content), False, len(content)
         self._active = _File(path, snapshot.next, epoch, 0)

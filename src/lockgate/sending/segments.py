@@ -11,8 +11,8 @@ or repaired; and a damaged place costs the records in it alone.
 A header is magic, format version, CRC: these ten bytes stay where they are in every version. A program that finds a version it does not
 know refuses to start and touches nothing. Going back: let the newer program empty the queue, or move the directory aside.
 
-A record is a head with a CRC of its own, metadata (MessagePack), and the payload (zstd, level 1: measured on log lines 2.1 GB/s to 4% of
-the size; gzip by isal 2.6 GB/s to 9%). Exporters compress again: they may merge, re-encode, or use another encoding. A snapshot says how
+A record is a head with a CRC of its own, metadata (MessagePack), and the payload, compressed as the first exporter sends it, if it does so
+with gzip or zstd: compression is most of what the queue costs, so it is done once. (zstd, level 1, otherwise.) A snapshot says how
 much each older segment holds, so that opening reads the newest segment and those that some exporter is in the middle of, and no payload but
 the newest's; a body's CRC is checked when it is loaded. Where a head is damaged, the next one whose head and body check out is looked for,
 sequences tell how many records are missing, and the notes where they came from.
@@ -30,17 +30,17 @@ import logging
 import os
 import re
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
-from backports import zstd
+from isal.isal_zlib import crc32
 
 from lockgate.batch import Batch, Origin, Part, Signal
 from lockgate.kit.ranges import Ranges
+from lockgate.net.compression import CorruptBody, TooLarge, compress, decompress
 from lockgate.sending.notebook import HEADER, NOTES_MAGIC, VERSION, Notebook, header, sync_directory, version_of, write
 from lockgate.sending.notes import (
     Change,
@@ -80,6 +80,7 @@ class _Meta(msgspec.Struct, array_like=True):
     peer: str
     origins: list[tuple[str, int, int, int, int]]
     parts: list[tuple[str, int]]
+    encoding: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,16 @@ class Journal:
     """The records of one queue. One thread at a time uses it, but `knowledge` may be asked from any; what writes or reads blocks."""
 
     def __init__(
-        self, directory: Path, log: logging.Logger, readers: Sequence[str], *, segment_bytes: int = 8 << 20, fsync: bool = True
+        self,
+        directory: Path,
+        log: logging.Logger,
+        readers: Sequence[str],
+        *,
+        segment_bytes: int = 8 << 20,
+        fsync: bool = True,
+        compression: tuple[str, int | None] = ("zstd", 1),
     ) -> None:
+        self._compression = compression
         self._directory, self._log, self._segment_bytes, self._fsync = directory, log, segment_bytes, fsync
         self.readers = {name: Reader(name) for name in readers}
         self.knowledge = Knowledge(readers, min(MAX_IDS, segment_bytes // 128))
@@ -365,7 +374,7 @@ class Journal:
             segment = self._roll()
         refs, frames, position, sequence = list[Ref](), list[bytes](), segment.size, self._next
         for batch in batches:
-            frame = _frame(segment.number, sequence, batch)
+            frame = _frame(segment.number, sequence, batch, self._compression)
             position += len(frame)
             frames.append(frame)
             refs.append(Ref(segment.number, sequence, position, Amount(1, batch.count, len(batch.payload))))
@@ -433,7 +442,8 @@ class Journal:
     def _roll(self) -> _Segment:
         self._seal()
         path = self._directory / f"{self._next:020d}{_SEGMENT}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Nothing that was acknowledged can have this name; what an earlier attempt could not delete may.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             write(descriptor, header(_HEADER_MAGIC), 0)
             if self._fsync:
@@ -441,7 +451,8 @@ class Journal:
             self._begin_epoch()  # syncs the directory, too
         except OSError:
             os.close(descriptor)
-            path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
         self._descriptor = descriptor
         self._active = self._segments[self._next] = _Segment(self._next, path, HEADER.size, self._next)
@@ -452,7 +463,6 @@ class Journal:
         segment, self._active = self._active, None
         if segment is not None:
             os.close(self._descriptor)
-            self._next = max(self._next, segment.number + 1)  # a name is not used twice
             self._drop_if_done(segment)
 
     def _drop_if_done(self, segment: _Segment) -> None:
@@ -626,7 +636,7 @@ class Journal:
     def _quarantine(self, descriptor: int, segment: _Segment, start: int, end: int) -> None:
         """Copies damaged bytes, once: a segment may be opened several times before it is delivered."""
         content = os.pread(descriptor, end - start, start)
-        name = f"{segment.path.stem}-{start}-{zlib.crc32(content):08x}"
+        name = f"{segment.path.stem}-{start}-{crc32(content):08x}"
         directory = self._directory / "damaged"
         copy = directory / name
         if name in self._quarantined or copy.exists():
@@ -646,7 +656,8 @@ class Journal:
         self._log.error("%s: %d bytes at %d are damaged; copied to %s", segment.path, end - start, start, where)
 
 
-def _frame(segment: int, sequence: int, batch: Batch) -> bytes:
+def _frame(segment: int, sequence: int, batch: Batch, compression: tuple[str, int | None]) -> bytes:
+    encoding, level = compression
     meta = msgspec.msgpack.encode(
         _Meta(
             batch.signal,
@@ -654,12 +665,14 @@ def _frame(segment: int, sequence: int, batch: Batch) -> bytes:
             batch.peer,
             [(it.source, it.start, it.end, it.lines, it.records) for it in batch.origins],
             [(part.id, part.size) for part in batch.parts],
+            encoding,
         )
     )
-    payload = zstd.compress(batch.payload, 1)
-    crc = zlib.crc32(payload, zlib.crc32(meta))
+    if (payload := batch.encoded.get(encoding)) is None:
+        payload = batch.encoded[encoding] = compress(batch.payload, encoding, level)
+    crc = crc32(payload, crc32(meta))
     rest = struct.pack("<QIIIII", sequence, len(meta) + len(payload), len(meta), batch.count, len(batch.payload), crc)
-    return b"".join((_MAGIC, struct.pack("<I", zlib.crc32(rest, segment & 0xFFFFFFFF)), rest, meta, payload))
+    return b"".join((_MAGIC, struct.pack("<I", crc32(rest, segment & 0xFFFFFFFF)), rest, meta, payload))
 
 
 def _head_at(descriptor: int, segment: int, position: int, end: int) -> _Head | None:
@@ -672,7 +685,7 @@ def _head_at(descriptor: int, segment: int, position: int, end: int) -> _Head | 
     magic, head_crc, sequence, body, meta, items, payload_bytes, crc = _HEAD.unpack(raw)
     start = position + _HEAD.size
     # Seeded with the segment's number: a block that a file system puts into the wrong file is not taken for one of this file.
-    if magic != _MAGIC or head_crc != zlib.crc32(raw[8:], segment & 0xFFFFFFFF) or meta > body or start + body > end:
+    if magic != _MAGIC or head_crc != crc32(raw[8:], segment & 0xFFFFFFFF) or meta > body or start + body > end:
         return None
     return _Head(sequence, position, start, start + meta, start + body, Amount(1, items, payload_bytes), crc)
 
@@ -702,7 +715,7 @@ def _resynchronise(descriptor: int, segment: int, position: int, end: int) -> in
 
 
 def _is_whole(descriptor: int, head: _Head) -> bool:
-    return zlib.crc32(os.pread(descriptor, head.end - head.body, head.body)) == head.crc
+    return crc32(os.pread(descriptor, head.end - head.body, head.body)) == head.crc
 
 
 def _is_torn(descriptor: int, segment: int, gap: _Gap) -> bool:
@@ -719,12 +732,13 @@ def _is_torn(descriptor: int, segment: int, gap: _Gap) -> bool:
 def _read(descriptor: int, head: _Head) -> Batch | None:
     """None where the body is not what was written."""
     body = os.pread(descriptor, head.end - head.body, head.body)
-    if zlib.crc32(body) != head.crc:
+    if crc32(body) != head.crc:
         return None
     try:
         meta = msgspec.msgpack.decode(body[: head.payload - head.body], type=_Meta)
-        payload = zstd.decompress(body[head.payload - head.body :])
-    except (msgspec.DecodeError, zstd.ZstdError):
+        encoded = body[head.payload - head.body :]
+        payload = decompress(encoded, meta.encoding, head.amount.payload_bytes)
+    except (msgspec.DecodeError, CorruptBody, TooLarge, ValueError):
         return None
     return Batch(
         meta.signal,
@@ -734,4 +748,5 @@ def _read(descriptor: int, head: _Head) -> Batch | None:
         meta.peer,
         tuple(Origin(*origin) for origin in meta.origins),
         tuple(Part(*part) for part in meta.parts),
+        {meta.encoding: encoded},
     )

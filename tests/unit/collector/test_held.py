@@ -1,9 +1,12 @@
 """What the queues behind a receiver hold, through pipelines, connectors and several exporters."""
 
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import logs
 
 from lockgate.batch import Origin
 from lockgate.collector.config import load
@@ -78,3 +81,33 @@ def test_damaged_ranges_go_back_to_the_receiver_that_they_came_from(tmp_path: Pa
     mine, theirs = Origin("otlp:f", 0, 5), Origin("otlp/other:x", 5, 9)
     made.host.give_back([mine, theirs, Origin("gone:f", 0, 1)])
     assert sorted(told) == [("receivers/otlp", [mine]), ("receivers/otlp/other", [theirs])]
+
+
+FORKED = """
+receivers: {otlp: {protocols: {http: {endpoint: "127.0.0.1:0"}}}}
+connectors: {forward: }
+extensions: {file_storage: {directory: "{state}", create_directory: true}}
+exporters: {otlphttp: {endpoint: "http://127.0.0.1:9", sending_queue: {storage: file_storage}}}
+service:
+  extensions: [file_storage]
+  pipelines:
+    logs/a: {receivers: [otlp], exporters: [forward]}
+    logs/b: {receivers: [otlp], exporters: [forward]}
+    logs/out: {receivers: [forward], exporters: [otlphttp]}
+"""
+
+
+async def test_a_batch_that_takes_two_ways_to_one_queue_is_no_repetition_of_itself(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(FORKED.replace("{state}", str(tmp_path / "state")))
+    made = Program(load([str(tmp_path / "c.yaml")], environment={}))
+    (queue,) = queues(made).values()
+    batch = replace(logs("x"), origins=(Origin("otlp:f", 0, 5, 1, 1),))
+    async with AsyncExitStack() as stack:
+        for component in made.components:
+            await stack.enter_async_context(component)
+        for each in (batch, logs("y"), logs("y")):
+            await made.host.components["receivers/otlp"].emit(each)  # type: ignore[attr-defined]  # a receiver's
+        assert queue.journal is not None and queue.journal.readers["otlphttp"].unread.records == 0
+        assert made.metrics.value("otelcol_exporter_queue_size") == 4  # two of each, and of the repeated one no more
+        assert made.metrics.value("lockgate_queue_duplicate_batches") == 2
+        assert made.host.held("otlp") == Held()  # whether both ways have brought it nobody knows

@@ -1,5 +1,6 @@
 """The files of a durable queue: what is appended comes back, damage costs what was damaged, and nothing else."""
 
+import errno
 import logging
 import os
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,8 +30,9 @@ def a_batch(number: int, size: int = 40) -> Batch:
     )
 
 
-def opened(directory: Path, *readers: str, **options: int) -> Journal:
-    journal = Journal(directory / "queue", LOG, readers or ("out",), fsync=False, **options)
+def opened(directory: Path, *readers: str, segment_bytes: int = 8 << 20, compression: tuple[str, int | None] = ("zstd", 1)) -> Journal:
+    names = readers or ("out",)
+    journal = Journal(directory / "queue", LOG, names, segment_bytes=segment_bytes, fsync=False, compression=compression)
     journal.open()
     return journal
 
@@ -496,3 +499,131 @@ def damage(data: st.DataObject, step: str, path: Path) -> None:
     path.unlink()
     if step != "delete":
         path.write_bytes(content)
+
+
+class Faults:
+    """Lets calls that write or sync fail, as they were drawn; after that none."""
+
+    def __init__(self, data: st.DataObject, patch: pytest.MonkeyPatch) -> None:
+        self.codes = data.draw(st.lists(st.sampled_from([0, 0, 0, errno.ENOSPC, errno.EIO]), max_size=60))
+        self.seen = 0
+        for name in ("pwrite", "fdatasync", "fsync", "ftruncate", "truncate", "unlink", "rename"):
+            patch.setattr(os, name, self._flaky(getattr(os, name), is_short=name == "pwrite"))
+        patch.setattr(os, "open", self._flaky(os.open, only=lambda *arguments: bool(arguments[1] & os.O_CREAT)))
+
+    def _flaky(self, call: Any, *, is_short: bool = False, only: Any = None) -> Any:
+        def called(*arguments: Any, **more: Any) -> Any:
+            if self.codes and (only is None or only(*arguments)) and (code := self.codes.pop(0)):
+                self.seen += 1
+                if is_short and code == errno.ENOSPC and len(arguments[1]) > 1:
+                    self.codes.insert(0, code)
+                    return call(arguments[0], arguments[1][: len(arguments[1]) // 2], arguments[2])
+                raise OSError(code, os.strerror(code))
+            return call(*arguments, **more)
+
+        return called
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whichever_write_or_sync_fails_what_was_acknowledged_is_there_and_it_goes_on(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        directory, number, is_open = Path(name), 0, True
+        journal = Journal(directory / "queue", LOG, ("out",), segment_bytes=400)
+        journal.open()
+        faults = Faults(data, patch)
+        acknowledged: dict[str, tuple[Ref, Batch]] = {}
+        settled: set[str] = set()
+        for step in data.draw(st.lists(st.sampled_from(["append", "append", "append", "settle", "sync", "probe", "kill"]), max_size=25)):
+            try:
+                if step == "append":
+                    entries = appended(journal, *(a_batch(number + index, 100) for index in range(2)))
+                    acknowledged |= {batch.id: (ref, batch) for ref, batch in entries}
+                elif step == "settle" and acknowledged.keys() - settled:
+                    chosen = data.draw(st.lists(st.sampled_from(sorted(acknowledged.keys() - settled)), unique=True))
+                    settle(journal, [acknowledged[each] for each in chosen])
+                    settled |= set(chosen)
+                elif step == "sync":
+                    journal.sync()
+                elif step == "probe":
+                    journal.probe(100)
+                elif step == "kill":
+                    journal = Journal(directory / "queue", LOG, ("out",), segment_bytes=400)
+                    is_open = False
+                    journal.open()
+                    is_open = True
+                    settled &= acknowledged.keys()
+                    found = {batch.id: (ref, batch) for ref, batch in drained(journal)}
+                    assert set(found) >= acknowledged.keys() - settled
+                    acknowledged |= found
+                    settled -= found.keys()  # not noted before it was killed: once more
+            except OSError:
+                assert step in ("append", "probe", "kill")
+                if not is_open:
+                    faults.codes.clear()
+                    journal = Journal(directory / "queue", LOG, ("out",), segment_bytes=400)
+                    journal.open()
+                    is_open = True
+                    found = {batch.id: (ref, batch) for ref, batch in drained(journal)}
+                    assert set(found) >= acknowledged.keys() - settled
+                    acknowledged |= found
+                    settled -= found.keys()
+            number += 2
+        faults.codes.clear()
+        journal.append([a_batch(999)])
+        journal.close()
+        last = Journal(directory / "queue", LOG, ("out",), segment_bytes=400)
+        last.open()
+        rest = drained(last)
+        assert set(ids(rest)) >= {*(acknowledged.keys() - settled), "id-999"}
+        assert last.damaged_records == 0
+        settle(last, rest)
+        last.close()
+        assert segments(directory) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_whatever_befalls_its_files_it_opens_drains_and_keeps_what_was_not_touched(data: st.DataObject) -> None:
+    """Flips, cuts, garbage, swapped and copied files, of segments and notes alike, several at once, in a queue of two exporters."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        journal = opened(directory, "a", "b", segment_bytes=400)
+        entries = [entry for number in range(data.draw(st.integers(1, 12))) for entry in appended(journal, a_batch(number, 150))]
+        settled = data.draw(st.lists(st.sampled_from(entries), unique_by=lambda entry: entry[0].sequence))
+        settle(journal, settled, "a")
+        journal.close()
+        touched = set[str]()
+        for _ in range(data.draw(st.integers(1, 4))):
+            files = sorted(path for path in (directory / "queue").iterdir() if path.is_file())
+            if not files:
+                break
+            one, other = data.draw(st.sampled_from(files)), data.draw(st.sampled_from(files))
+            touched |= {one.name}
+            match step := data.draw(st.sampled_from(["flip", "cut", "fill", "delete", "swap", "copy"])):
+                case "swap":
+                    touched |= {other.name}
+                    first, second = one.read_bytes(), other.read_bytes()
+                    one.write_bytes(second)
+                    other.write_bytes(first)
+                case "copy":
+                    one.write_bytes(other.read_bytes())
+                case _ if one.stat().st_size:
+                    damage(data, step, one)
+        whole = {batch.id: batch for ref, batch in entries if f"{ref.segment:020d}.segment" not in touched}
+        again = opened(directory, "a", "b", segment_bytes=400)
+        done = {batch.id for _, batch in settled}
+        for reader in ("a", "b"):
+            found = drained(again, reader)
+            assert all(batch in [known for _, known in entries] for _, batch in found)  # nothing is made up
+            assert set(ids(found)) >= whole.keys() - (done if reader == "a" else set())
+            settle(again, found, reader)
+        ranges = [*durable(again), *lost(again)]
+        if not any(name.endswith(".notes") for name in touched):
+            assert list(Ranges(ranges)) == [(0, len(entries))]
+        again.append([a_batch(99)])
+        again.close()
+        last = opened(directory, "a", "b", segment_bytes=400)
+        for reader in ("a", "b"):
+            assert ids(drained(last, reader)) == ["id-99"]
+        last.close()

@@ -23,9 +23,10 @@ from pydantic import Field
 from lockgate.batch import Batch, Signal
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
+from lockgate.net.batch_ids import ID_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServerSettings, refused
 from lockgate.net.intake import Intake
-from lockgate.net.otlp_http import ID_HEADER, JSON, PROTOBUF, OtlpHttp, client_address
+from lockgate.net.otlp_http import JSON, PROTOBUF, OtlpHttp, client_address
 from lockgate.pipeline.contract import Context, Receiver, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError, key_values
