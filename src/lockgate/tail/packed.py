@@ -39,11 +39,6 @@ class Unpacked:
         """How far it was unpacked; when it has ended, how much there is."""
         return self._start + len(self._kept)
 
-    @property
-    def active(self) -> bool:
-        """Whether it is in the midst of it, which takes some 100 KB."""
-        return self._member is not None
-
     def pread(self, size: int, position: int) -> bytes:
         """As os.pread: fewer bytes than asked for at the end alone."""
         if position < self._start:
@@ -54,6 +49,11 @@ class Unpacked:
         self._drop(position)
         begin = position - self._start
         return bytes(self._kept[begin : begin + size]) if begin >= 0 else b""
+
+    def pause(self) -> None:
+        """Take no memory until the next call, which then begins at the beginning."""
+        if not self.ended:
+            self._begin()
 
     def forget(self, position: int) -> None:
         """Keep nothing from before this position."""

@@ -67,6 +67,7 @@ class Again:
         """Ranges that were taken, not yet seen here."""
 
     def add(self, key: str, ranges: Iterable[tuple[int, int]]) -> None:
+        self._see_taken()  # what was taken before this may be lost once more
         for start, end in ranges:
             self.unread.setdefault(key, Ranges()).add(start, end)
             self.untaken.setdefault(key, Ranges()).add(start, end)
@@ -81,9 +82,12 @@ class Again:
 
     def of(self, key: str) -> tuple[tuple[int, int], ...]:
         """What of this life was not taken yet."""
+        self._see_taken()
+        return tuple(self.untaken.get(key, ()))
+
+    def _see_taken(self) -> None:
         while self.taken:
             self._remove(self.untaken, *self.taken.popleft())
-        return tuple(self.untaken.get(key, ()))
 
     @staticmethod
     def _remove(group: dict[str, Ranges], key: str, start: int, end: int) -> None:

@@ -40,7 +40,7 @@ _LEAST_READ = 4 << 10
 _COMPRESSED = (".gz", ".tmp", ".zst", ".bz2", ".xz", ".zip")
 _MAX_PROBLEMS = 1000
 _MAX_UNPACKING = 16
-"""Compressed files that are read by turns: each takes some 100 KB."""
+"""Compressed files that are read at a time: each takes some 100 KB."""
 _SWEEP_SECONDS = 10.0
 """How often everything is looked at although inotify works: the bound on what a lost event costs."""
 _LEAVING_SECONDS = 1.0
@@ -170,7 +170,8 @@ class Tailer:
         self._again = Again()
         for entry in saved:
             self._remember(entry)
-            self._again.add(entry.key, entry.again)
+            for start, end in entry.again:
+                self._again.add(entry.key, (durable or {}).get(entry.key, Ranges()).missing(start, end))
         self._is_new = not self._saved and not self._queued.keys
         """Whether nothing is known of any process before this one."""
         self._from_start = not self._is_new or not options.start_at_end
@@ -267,7 +268,6 @@ class Tailer:
             behind: set[str] = set()
             unpacking = 0
             for file in todo:
-                # Always the same ones, as they stand in the same order until they are read.
                 if file.path in behind or (file.unpacked is not None and unpacking >= _MAX_UNPACKING):
                     unread.append(file)
                     behind.add(file.path)
@@ -724,6 +724,8 @@ class Tailer:
                 return False
             self.counts.found += 1
         self._adopt(path, real, descriptor, False, log=log, entry=entry, unpacked=unpacked)
+        if unpacked is not None:
+            unpacked.pause()
         return True
 
     def _forget_queued(self) -> None:
@@ -738,7 +740,7 @@ class Tailer:
         known = [
             entry
             for entry in [*self._orphans, *self._saved.values()]
-            if entry.first[0] and entry.real.startswith(directory) and _begins_as(entry, head)
+            if entry.key and entry.first[0] and entry.real.startswith(directory) and _begins_as(entry, head)
         ]
         return next((entry for entry in known if pread(len(entry.anchor), entry.position - len(entry.anchor)) == entry.anchor), None)
 
@@ -790,20 +792,25 @@ class Tailer:
             file.first = entry.first if file.unpacked is None else identity_of(content)
             file.size = max(entry.position, min(entry.size, size)) if file.unpacked is None else entry.position
         else:
-            base = life_key(file.device, file.inode, line, 0)
-            # Two contents never share a key, whatever they begin with.
-            number = self._queued.number(
-                base, file.number if base == parts_of(least)[0] else 0, lambda end: not end or bool(file.pread(1, end - 1))
-            )
-            if number is None:
-                number = file.number
-                while life_key(file.device, file.inode, line, number) in self._packed_keys:
-                    number += 1
-            file.life = Life(life_key(file.device, file.inode, line, number), number)
+            file.life = self._new_life(file, line if newline or len(content) == self.options.fingerprint_bytes else b"", least)
             file.first = identity_of(content)
         if file.unpacked is not None:
             self._packed_keys.add(file.life.key)
         self._resume(file, entry if entry is not None and entry.key else None)
+
+    def _new_life(self, file: Followed, line: bytes, least: str) -> Life:
+        """A life of this file, whose first line is known or does not end; `least`: the key of what stood there before, if anything did."""
+        for first in (line, b""):  # perhaps the line had not ended when a process before this one gave it out
+            base = life_key(file.device, file.inode, first, 0)
+            at_least = file.number if base == parts_of(least)[0] else 0
+            number = self._queued.number(base, at_least, lambda end: not end or bool(file.pread(1, end - 1)))
+            if number is not None:
+                return Life(life_key(file.device, file.inode, first, number), number)
+        # Two contents never share a key, whatever they begin with.
+        number = file.number
+        while (key := life_key(file.device, file.inode, line, number)) in self._packed_keys:
+            number += 1
+        return Life(key, number)
 
     def _resume(self, file: Followed, entry: Saved | None) -> None:
         """Begin where the checkpoint and the queues say."""
@@ -853,6 +860,9 @@ class Tailer:
         by_key = {file.life.key: file for file in self._files.values() if file.life is not None}
         for key in list(self._again.unread):
             file = by_key.get(key) or self._reopen(key)
+            if file is not None and file.unpacked is None and not _begins(file.first, file.pread_head(file.first[0])):
+                self._truncated(file, os.fstat(file.descriptor).st_size)
+                file = None
             if file is None:
                 if not self.waiting_files and not self.missing:
                     for start, end in list(self._again.unread[key]):
@@ -986,8 +996,9 @@ class Tailer:
             size = min(size, stop - position)
         content = file.pread(len(life.anchor) + size, position - len(life.anchor))
         end = position - len(life.anchor) + len(content)
-        # At the beginning there is nothing before the position to compare.
-        is_same = content.startswith(life.anchor) and (position or size < file.first[0] or _begins(file.first, content))
+        # The bytes before the position do not suffice: equal lines make equal anchors.
+        head = content if not position and size >= file.first[0] else file.pread_head(file.first[0])
+        is_same = content.startswith(life.anchor) and (file.unpacked is not None or _begins(file.first, head))
         if not is_same or end < min(file.size, position + size):
             if file.unpacked is not None:
                 self._lose(max(1, file.size - end), file.name, "it was changed under us")

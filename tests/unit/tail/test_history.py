@@ -32,7 +32,7 @@ class Content:
 
     parts: list[str] = field(default_factory=list)
     is_known: bool = False
-    """Whether it had something in it at a save, or the queue has something of it: an empty file's inode number says nothing in time."""
+    """Whether it had a line at a save, or the queue has something of it: before that, it cannot be told from what takes its place."""
     events: int = -1
     """How many losses had been counted when it was destroyed; -1 while it stands."""
 
@@ -53,6 +53,8 @@ class Player:
         self.counted = 0
         """Losses counted by the tailers that are gone."""
         self.happened: Counter[str] = Counter()
+        self.records: list[tuple[list[tuple[str, int, int]], list[str]]] = []
+        """What the queue holds: ranges and parts of each record."""
         self.number = self.rotations = 0
         self.open_part = 0
         self.torn = ""
@@ -192,40 +194,46 @@ class Player:
 
     def take(self, found: Round) -> None:
         """The queue has it."""
+        parts = [part for body in bodies(found) for part in _PART.findall(body)]
+        ranges = [(range_.life.key, range_.start, range_.end) for range_ in found.ranges]
         for range_ in found.ranges:
             range_.take()
-            if found.records and range_.again is None:
-                held = self.queue.setdefault(range_.life.key, Ranges())
-                assert held.missing(range_.start, range_.end) == [(range_.start, range_.end)], "read twice"
-            if found.records:
-                for ranges in (self.queue, self.bench.durable):
-                    ranges.setdefault(range_.life.key, Ranges()).add(range_.start, range_.end)
-        taken = [part for body in bodies(found) for part in _PART.findall(body)]
-        self.seen.update(taken)
+        if not found.records:
+            return
+        for key, start, end in ranges:
+            held = self.queue.setdefault(key, Ranges())
+            assert held.missing(start, end) == [(start, end)], f"read twice: {key} {start}-{end}"
+            for group in (self.queue, self.bench.durable):
+                group.setdefault(key, Ranges()).add(start, end)
+            self.bench.lost.get(key, Ranges()).remove(start, end)
+        self.happened["read again"] += sum(range_.again is not None for range_ in found.ranges)
+        self.records.append((ranges, parts))
+        self.seen.update(parts)
         for content in self.contents.values():
-            content.is_known |= not set(taken).isdisjoint(content.parts)
+            content.is_known |= not set(parts).isdisjoint(content.parts)
 
     def take_late(self) -> None:
         if self.under_way:
             self.take(self.under_way.pop(self.random.randrange(len(self.under_way))))
             self.happened["taken late"] += 1
 
-    def lose(self) -> None:
-        """The queue finds a record of its damaged, and gives it back."""
-        keys = sorted(self.bench.durable)
-        if self.running and keys and self.random.random() < 0.3:
-            key = self.random.choice(keys)
-            ranges = list(self.bench.durable[key])
-            if ranges:
-                start, end = self.random.choice(ranges)
-                self.happened["given back"] += 1
-                self.bench.durable[key].remove(start, end)
-                self.bench.tailer.give_back([(key, start, end)])
+    def damage(self) -> None:
+        """A record of the queue can no longer be read, which it finds at once, or when it is opened again."""
+        if self.records:
+            ranges, parts = self.records.pop(self.random.randrange(len(self.records)))
+            self.happened["damaged"] += 1
+            self.seen.subtract(parts)
+            for key, start, end in ranges:
+                self.queue[key].remove(start, end)
+                self.bench.durable.get(key, Ranges()).remove(start, end)
+                self.bench.lost.setdefault(key, Ranges()).add(start, end)
+            if self.running:
+                self.bench.tailer.give_back(ranges)
 
     def save(self) -> None:
         if self.running:
             self.saved = self.bench.tailer.snapshot()
-            inodes = {entry.inode for entry in self.saved if entry.size}
+            inodes = {entry.inode for entry in self.saved if entry.key}
             for path in self.folder.iterdir():
                 if path.name in self.contents and path.stat().st_ino in inodes:
                     self.contents[path.name].is_known = True
@@ -233,6 +241,7 @@ class Player:
             self.bench.durable = {key: ranges for key, ranges in self.bench.durable.items() if key in positions}
             for key, ranges in self.bench.durable.items():
                 ranges.remove(0, positions[key])
+            self.bench.lost.clear()
 
     def stop(self) -> None:
         if self.running:
@@ -276,6 +285,7 @@ class Player:
             self.take_late: 3,
             self.save: 3,
             self.stop: 0.7,
+            self.damage: 0.5,
             self.kill: 1.5,
             self.start: 2,
         }
@@ -338,7 +348,17 @@ def test_each_line_is_read_once_or_its_loss_is_counted(tmp_path: Path) -> None:
             player.bench.kill()
         happened += player.happened
     print(dict(happened))
-    for what in ("rotated", "compressed", "deleted", "truncated", "killed", "killed with rounds under way", "stopped", "taken late"):
+    for what in (
+        "rotated",
+        "compressed",
+        "deleted",
+        "truncated",
+        "killed",
+        "killed with rounds under way",
+        "stopped",
+        "taken late",
+        "damaged",
+    ):
         assert happened[what] > HISTORIES // 10, f"too few were {what}: {happened}"
-    for what in ("found", "rotations seen", "joined", "lost"):
+    for what in ("found", "rotations seen", "joined", "lost", "read again"):
         assert happened[what] > HISTORIES // 100, f"too few: {what}: {happened}"
