@@ -10,12 +10,12 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="no strac
 
 
 def test_no_state_that_a_power_loss_leaves_lacks_what_was_acknowledged(tmp_path: Path) -> None:
-    figures = power.play(tmp_path, 20261123, states=400)
-    figures.require(at_stake=350, waiting=1000, recovered=1000, torn=1, renames=1, unlinks=1)
+    figures = power.play(tmp_path, 20261123, states=150)
+    figures.require(at_stake=120, waiting=500, recovered=500, read_before=50, torn=1, renames=1, unlinks=1)
     figures.require_none("lost", "invented", "broken", "positions_unusable")
 
 
 def test_on_a_disk_that_ignores_syncs_of_files_the_same_check_finds_losses(tmp_path: Path) -> None:
     """The test of the test."""
-    figures = power.play(tmp_path, 1, states=50, batches=60, ignores_syncs=True)
+    figures = power.play(tmp_path, 1, states=40, batches=60, ignores_syncs=True)
     figures.require(lost=10, broken=10)

@@ -68,7 +68,7 @@ def play(
             lines_per_second=lines_per_second,
             rotate_bytes=1 << 20,
             keep_files=10_000,
-            noise=600,
+            noise=1200,
             agent_state=mount / "state",
         )
         with lab:
@@ -76,9 +76,9 @@ def play(
             wait_until(lambda: agent.get("/ready")[0] == 200, what="ready before the fault")
             process = agent.process.pid
             hog = mount / "hog"
-            # A queue has what is left of the disk to itself, and has to give it back to itself.
+            # The queue has what is left of the disk to itself, room for more than one batch, and has to give it back to itself.
             with suppress(OSError), open(hog, "wb", buffering=0) as file:
-                while by_others or free_bytes(mount) > 1 << 20:
+                while by_others or free_bytes(mount) > 2 << 20:
                     file.write(bytes(4096))
             lab.front.outage = not by_others
             wait_until(lambda: _says(agent, "No space left"), 60, "the agent says that the disk is full")

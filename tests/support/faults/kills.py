@@ -21,6 +21,7 @@ def play(
     lines_per_second: float = 500,
     rotate_bytes: int = 30_000,
     keep_files: int = 10_000,
+    chances: Chances | None = None,
     seconds: float = 0,
     drain_seconds: float = 60,
 ) -> Figures:

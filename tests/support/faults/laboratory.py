@@ -48,7 +48,6 @@ class Laboratory:
         noise: int = 0,
         chances: Chances | None = None,
         agent: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
         agent_state: Path | None = None,
         environment: Callable[[str], Mapping[str, str]] = lambda name: {},
     ) -> None:
@@ -70,7 +69,7 @@ class Laboratory:
         self.back = Balancer([backend_port], random.Random(dice.random()), chances)
         self._environment = environment
         """Of the role with this name, besides its own."""
-        self._agent, self._metadata, self._agent_state = agent or {}, metadata or {}, agent_state or directory / "agent-state"
+        self._agent, self._agent_state = agent or {}, agent_state or directory / "agent-state"
         self._ports, self._backend_port = ports, backend_port
         self.roles: dict[str, Role] = {}
         self.crashed: list[str] = []
@@ -156,14 +155,9 @@ class Laboratory:
         )
         for number, port in enumerate(self._ports):
             name = f"metadata-{number}"
-            durable = {
-                "exporters": {"sumologic": {"sending_queue": {"storage": "file_storage"}, **QUICK, **self._metadata}},
-                "extensions": {"file_storage": {"directory": str(self.directory / f"{name}-state"), "create_directory": True}},
-                "service": {"extensions": ["health_check", "file_storage"]},
-            }
             self.roles[name] = Role(
                 self.directory / name,
-                json.dumps(durable),
+                json.dumps({"exporters": {"sumologic": QUICK}}),
                 environment={**self._environment(name), **kube}
                 | {"LOCKGATE_BACKEND_URL": f"{self.back.url}/receiver", "LOCKGATE_OTLP_HTTP_PORT": str(port)},
                 preset="logs_metadata",
@@ -171,7 +165,7 @@ class Laboratory:
             )
         self.roles["agent"] = Role(
             self.directory / "agent",
-            json.dumps({"exporters": {"otlphttp": {"sending_queue": {"storage": "file_storage"}, **QUICK, **self._agent}}}),
+            json.dumps({"exporters": {"otlphttp": QUICK | self._agent}}),
             environment={
                 **self._environment("agent"),
                 "LOCKGATE_LOG_ROOT": str(self.directory / "pods"),

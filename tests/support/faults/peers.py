@@ -21,8 +21,8 @@ receivers: {{filelog: {{include: ["{log}"], start_at: beginning, storage: file_s
 exporters:
   otlphttp:
     endpoint: "http://127.0.0.1:{port}"
-    timeout: 1s
-    sending_queue: {{storage: file_storage, num_consumers: 4, stalled_after: 2s}}
+    timeout: 500ms
+    sending_queue: {{storage: file_storage, num_consumers: 4, stalled_after: 1s}}
     retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}
 extensions: {{health_check: {{}}, file_storage: {{directory: "{state}", create_directory: true}}}}
 service:
@@ -163,7 +163,7 @@ class Switch:
             each.close()
 
 
-def play(directory: Path, behaviour: str, *, seconds: float = 4, lines: int = 20_000) -> Figures:
+def play(directory: Path, behaviour: str, *, seconds: float = 2.5, lines: int = 5_000) -> Figures:
     """A role in front of a wedged peer for a while, then of one that works at the same address."""
     log = directory / "app.log"
     directory.mkdir(parents=True, exist_ok=True)
