@@ -561,8 +561,8 @@ class Journal:
                 if isinstance(found, _Gap):
                     gap = found
                     continue
-                if found.sequence < reader.expected:
-                    continue
+                if found.sequence < reader.expected or found.sequence >= segment.end:
+                    continue  # a copy; or of a write that nobody was told of: its number is given again
                 self._pass_gap(descriptor, segment, gap, Ranges([(reader.expected, found.sequence)]))
                 gap = None
                 if not self.knowledge.is_done(reader.name, found.sequence):

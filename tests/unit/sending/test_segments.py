@@ -627,3 +627,23 @@ def test_whatever_befalls_its_files_it_opens_drains_and_keeps_what_was_not_touch
         for reader in ("a", "b"):
             assert ids(drained(last, reader)) == ["id-99"]
         last.close()
+
+
+def test_a_number_that_an_unfinished_write_left_is_given_again_and_not_taken_for_damaged(tmp_path: Path) -> None:
+    """A power loss in the midst of a write of two: their heads are there, their bodies are not."""
+    journal = opened(tmp_path)
+    journal.append([a_batch(1)])
+    (segment,), (notes,) = segments(tmp_path), sorted((tmp_path / "queue").glob("*.notes"))[-1:]
+    noted = notes.read_bytes()
+    first, second = journal.append([a_batch(2), a_batch(3)])
+    journal.close()
+    notes.write_bytes(noted)
+    content = bytearray(segment.read_bytes())
+    for ref in (first, second):
+        content[ref.end - 10 : ref.end] = os.urandom(10)
+    segment.write_bytes(content)
+    journal = opened(tmp_path)
+    assert ids(drained(journal)) == ["id-1"]
+    journal.append([a_batch(4)])
+    journal.close()
+    assert ids(drained(opened(tmp_path))) == ["id-1", "id-4"]
