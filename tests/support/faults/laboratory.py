@@ -48,6 +48,7 @@ class Laboratory:
         noise: int = 0,
         chances: Chances | None = None,
         agent: dict[str, Any] | None = None,
+        filelog: dict[str, Any] | None = None,
         agent_state: Path | None = None,
         environment: Callable[[str], Mapping[str, str]] = lambda name: {},
     ) -> None:
@@ -69,6 +70,7 @@ class Laboratory:
         self.back = Balancer([backend_port], random.Random(dice.random()), chances)
         self._environment = environment
         """Of the role with this name, besides its own."""
+        self._filelog = filelog or {}
         self._agent, self._agent_state = agent or {}, agent_state or directory / "agent-state"
         self._ports, self._backend_port = ports, backend_port
         self.roles: dict[str, Role] = {}
@@ -165,7 +167,7 @@ class Laboratory:
             )
         self.roles["agent"] = Role(
             self.directory / "agent",
-            json.dumps({"exporters": {"otlphttp": QUICK | self._agent}}),
+            json.dumps({"exporters": {"otlphttp": QUICK | self._agent}, "receivers": {"filelog": self._filelog}}),
             environment={
                 **self._environment("agent"),
                 "LOCKGATE_LOG_ROOT": str(self.directory / "pods"),

@@ -130,6 +130,36 @@ def test_many_compressed_files_after_downtime_are_read_by_turns(bench: Bench) ->
     assert {log: [line for line in found if line.startswith(f"{log} ")] for log in logs} == lines
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_deleted_while_nobody_reads_is_kept_up_to_a_bound_and_counted_beyond_it(tmp_path: Path, packed: bool) -> None:
+    bench = Bench(tmp_path, max_deleted_bytes=15)
+    bench.write("0.log", "first\n")
+    assert bench.read() == ["first"]
+    rotated = [f"0.log.20240101-00000{number}" for number in range(5)]
+    for number, name in enumerate(rotated):
+        bench.write("0.log", f"line {number}..\n")
+        bench.now += 10
+        bench.tailer.look()
+        bench.rename("0.log", name)
+        bench.tailer.look()
+        if packed and number:
+            bench.write(f"{rotated[number - 1]}.gz", gzip.compress((tmp_path / rotated[number - 1]).read_bytes()))
+            bench.unlink(rotated[number - 1])
+            bench.now += 10
+            bench.tailer.look()
+    bench.write("0.log", "last\n")
+    for path in sorted(tmp_path.glob("0.log.*"))[:4]:
+        path.unlink()
+    bench.now += 10
+    bench.tailer.look()
+    found = bench.read(10)
+    lost = {f"line {number}.." for number in range(5)} - set(found)
+    assert found[-2:] == ["line 4..", "last"]
+    assert bench.tailer.counts.lost_bytes == 9 * len(lost) > 0
+    assert bench.tailer.counts.unknown == 0
+    bench.kill()
+
+
 def test_a_rotated_file_with_more_than_a_round_takes_goes_on_before_its_successor(bench: Bench) -> None:
     old, new = [f"old {number}" for number in range(3000)], [f"new {number}" for number in range(3000)]
     bench.write("0.log", old[0] + "\n")
