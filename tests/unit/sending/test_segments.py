@@ -647,3 +647,17 @@ def test_a_number_that_an_unfinished_write_left_is_given_again_and_not_taken_for
     journal.append([a_batch(4)])
     journal.close()
     assert ids(drained(opened(tmp_path))) == ["id-1", "id-4"]
+
+
+def test_a_block_that_was_written_to_another_place_costs_what_stood_there_alone(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    ends = [ref.end for ref in journal.append([a_batch(number) for number in range(1, 11)])]
+    journal.close()
+    (segment,) = segments(tmp_path)
+    content = bytearray(segment.read_bytes())
+    later = content[ends[7] : ends[8]]
+    content[ends[1] : ends[1] + len(later)] = later
+    segment.write_bytes(content)
+    found = ids(drained(opened(tmp_path)))
+    assert {f"id-{number}" for number in (1, 2, 5, 6, 7, 8, 9, 10)} <= set(found)
+    assert len(found) == len(set(found))
