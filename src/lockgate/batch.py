@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from lockgate.wire.protobuf import DecodeError, varint
-from lockgate.wire.resources import locate
+from lockgate.wire.resources import Resources, resources
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -86,6 +86,19 @@ class Batch:
     encoded: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
     """The payload in a content encoding, where somebody has made it already: compression is most of what sending costs."""
     _message: list[Any] = field(default_factory=list, repr=False, compare=False)
+    _resources: Resources | None = field(default=None, init=False, repr=False, compare=False)
+    """Set while `payload` is not: what it is made of when it is first asked for, so that a chain of resource processors copies once."""
+
+    if not TYPE_CHECKING:  # where it would let every misspelt name pass
+
+        def __getattr__(self, name: str) -> bytes:
+            # Called for what is not there: a payload that is still to be made.
+            if name != "payload":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            if (held := self._resources) is not None:  # None: another thread has just made it
+                object.__setattr__(self, "payload", held.join())
+                object.__setattr__(self, "_resources", None)
+            return self.payload
 
     @property
     def message(self) -> Any:
@@ -120,45 +133,20 @@ class Batch:
         `edit` is called once for each distinct run of bytes in this batch, however often they occur. The records behind a resource are
         copied as they are. Returns the same batch where nothing changed.
         """
-        places = locate(self.payload)
-        if places is None:
+        held = self._resources or resources(self.payload)
+        if held is None:
             payload, changed, removed = _map_resources(self.payload, edit)
-        else:
-            payload, changed, removed = _map_located(self.payload, places, edit)
-        if not changed:
+            return self.with_payload(payload, self._without(removed)) if changed else self
+        edited = held.edited(edit)
+        if edited is None:
             return self
-        count = self.count - sum(count_records(self.signal, part) for part in removed)
-        return replace(self, payload=payload, count=count, parts=(), encoded={}, _message=[])
+        batch = self.with_payload(b"", self._without(edited[1]))
+        object.__setattr__(batch, "_resources", edited[0])
+        object.__delattr__(batch, "payload")
+        return batch
 
-
-def _map_located(
-    payload: bytes, places: list[tuple[int, int, int]], edit: Callable[[bytes], bytes | None]
-) -> tuple[bytes, bool, list[bytes]]:
-    """The payload, whether it is another, and what was removed; what stays is copied in runs, not resource by resource."""
-    view = memoryview(payload)
-    out: list[bytes | memoryview] = []
-    removed: list[bytes] = []
-    edited: dict[bytes, bytes | None] = {}
-    start = copied = 0
-    for first, last, end in places:
-        raw = payload[first:last]
-        if raw in edited:
-            new = edited[raw]
-        else:
-            new = edited[raw] = edit(raw)
-        if new is None:
-            removed.append(payload[start:end])
-            out.append(view[copied:start])
-            copied = end
-        elif new is not raw and new != raw:
-            head = b"\x0a" + varint(len(new))
-            out += (view[copied:start], b"\x0a" + varint(len(head) + len(new) + end - last) + head, new)
-            copied = last
-        start = end
-    if not out:
-        return payload, False, removed
-    out.append(view[copied:])
-    return b"".join(out), True, removed
+    def _without(self, removed: list[bytes]) -> int:
+        return self.count - sum(count_records(self.signal, part) for part in removed)
 
 
 def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[bytes]]:

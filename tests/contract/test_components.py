@@ -17,10 +17,10 @@ from support import FakeHost, Sink, context, logs
 from lockgate.batch import Batch, Signal
 from lockgate.collector import components
 from lockgate.kit.document import Document
-from lockgate.kit.settings import validate
+from lockgate.kit.settings import meanings, validate
 from lockgate.pipeline.contract import Component, Connector, Custody, Exporter, Kind, Processor, Receiver
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.pipeline.needs import Connect, Kubernetes, Listen, Read, Write
+from lockgate.pipeline.needs import Connect, Exec, Kubernetes, Listen, Read, Write
 
 NOBODY = "http://127.0.0.1:1"
 """Where nothing listens; an exporter must start, stop and refuse all the same."""
@@ -129,7 +129,7 @@ def test_every_option_is_described_and_every_class_says_what_it_is_for(cls: type
         f"{model.__name__}.{name}"
         for model in models(cls.settings_type)
         for name, field in model.model_fields.items()
-        if not field.description
+        if not field.description and not meanings(model).get(name)
     ]
     undescribed += [each.__name__ for each in (cls, *models(cls.settings_type)) if not each.__doc__]
     undescribed += [] if inspect.getmodule(cls).__doc__ else [cls.__module__]
@@ -143,7 +143,7 @@ def test_it_is_named_takes_a_signal_declares_custody_and_says_what_it_needs(
     assert cls.type_name and (cls.signals or cls.kind is Kind.EXTENSION)
     assert isinstance(cls.custody, Custody)
     made = make(cls, minimal, tmp_path)
-    assert all(isinstance(need, Listen | Connect | Read | Write | Kubernetes) and need.reason for need in made.settings.needs())
+    assert all(isinstance(need, Listen | Connect | Read | Write | Exec | Kubernetes) and need.reason for need in made.settings.needs())
 
 
 @every

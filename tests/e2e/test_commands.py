@@ -39,6 +39,16 @@ service:
     ]
 
 
+def test_a_running_program_holds_no_command_line_parser(tmp_path: Path) -> None:
+    (config := tmp_path / "c.yaml").write_text("exporters: {otlphttp: {endpoint: http://127.0.0.1:1}}")
+    command = [sys.executable, "-X", "importtime", "-m", "lockgate.cli.main", "run", "--config", str(config)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")}
+    assert ended.returncode == 2
+    assert {"aiohttp", "lockgate.sending.exporter"} <= imported, "nothing was configured: this would prove nothing"
+    assert not {name for name in imported if name.partition(".")[0] in ("cyclopts", "rich", "grpclib", "google", "duckdb")}
+
+
 def test_validate_finds_a_setting_that_does_not_fit_the_pipelines_signal(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.process import lockgate
 
+from lockgate.collector.components import any_installed
+
 PYPROJECT = """
 [build-system]
 requires = ["setuptools>=77"]
@@ -87,6 +89,20 @@ def test_an_installed_component_works_in_a_pipeline(installed: dict[str, str], t
         process.stdout.read()
         assert process.wait(20) == 0
     assert "the *** is out" in seen, seen
+
+
+def test_aiohttp_trusts_the_systems_authorities_only_where_somebody_elses_component_may_count_on_it(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(CONFIG.format(log=tmp_path))
+    assert "certificate authorities" in lockgate("needs", "--config", str(tmp_path / "c.yaml"), environment=installed).stdout
+    assert any_installed() is False
+    trusted = "import aiohttp.connector; print(aiohttp.connector._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509'])"
+    lean = f"from lockgate.collector.memory import import_http_library; import_http_library(); {trusted}"
+    counts = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for code in (trusted, lean)]
+    if not int(counts[0]):
+        pytest.skip("this system has no certificate authorities")
+    assert int(counts[1]) == 0
 
 
 def test_an_installed_component_that_cannot_be_imported_is_named(installed: dict[str, str], tmp_path: Path) -> None:

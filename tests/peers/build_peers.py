@@ -44,10 +44,15 @@ def otelcol(binary: Path, work: Path) -> None:
     (work / "sources/otelcol").replace(binary)
 
 
+def policies(binary: Path, work: Path) -> None:
+    go(*GO_BUILD, "-o", str(binary), ".", cwd=HERE / "policies")
+
+
 RECIPES: dict[str, tuple[Callable[[Path, Path], None], list[str]]] = {
     "etcd": (etcd, ["kubernetes/go.mod", "kubernetes/go.sum"]),
     "kube-apiserver": (kube_apiserver, ["kubernetes/go.mod", "kubernetes/go.sum"]),
     "otelcol": (otelcol, ["otelcol/manifest.yaml"]),
+    "policies": (policies, ["policies/go.mod", "policies/go.sum", "policies/main.go"]),
 }
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -135,8 +136,14 @@ class Network:
             )
         self._ask({name: {"listen": wanted} for name in self.cluster.places})
 
-    def reachable(self, connections: Iterable[Connection], seconds: float = 0.7) -> set[Connection]:
-        """Which of these really get through; the target may be a place's name or an address."""
+    def reachable(self, connections: Iterable[Connection], expected: Iterable[Connection]) -> set[Connection]:
+        """Which of these really get through; the target may be a place's name or an address. What is expected to is tried for longer."""
+        passed, deadline = self._try(connections, 0.7), time.monotonic() + 30
+        while (left := set(expected) - passed) and time.monotonic() < deadline:
+            passed |= self._try(left, 2)
+        return passed
+
+    def _try(self, connections: Iterable[Connection], seconds: float) -> set[Connection]:
         asked: dict[str, list[Connection]] = {}
         for connection in connections:
             asked.setdefault(connection[0], []).append(connection)

@@ -38,12 +38,9 @@ at_once = asyncio.Semaphore(300)
 
 
 async def attempt(address: str, protocol: str, port: int, seconds: float) -> bool:
-    """Whether it answers, at the third time at the latest (datagrams get lost): accepts a connection, or returns a datagram."""
+    """Whether it answers: accepts a connection, or returns a datagram."""
     async with at_once:
-        for _ in range(3):
-            if await _attempt(address, protocol, port, seconds):
-                return True
-        return False
+        return await _attempt(address, protocol, port, seconds)
 
 
 async def _attempt(address: str, protocol: str, port: int, seconds: float) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Policy = Mapping[str, Any]
@@ -45,6 +45,10 @@ class Cluster:
     vips: Sequence[Vip] = ()
     blocks_see_services: bool = False
     """Whether an ipBlock of a pod's egress is held against the address that the pod sent to, or the one behind the Service. Both exist."""
+
+    def under(self, policies: Sequence[Policy], *, blocks_see_services: bool = False) -> Cluster:
+        """The same cluster with these policies in force."""
+        return replace(self, policies=policies, blocks_see_services=blocks_see_services)
 
     def allows(self, source: str, target: str, protocol: str, port: int) -> bool:
         """Whether the policies of both ends let this connection pass. The target is a place, or a Service's address."""

@@ -79,7 +79,10 @@ class Bench:
     def look(self, seconds: float = 0.0, max_bytes: int = 1 << 20, max_records: int = 10_000) -> Round:
         """One round, after so long."""
         self.now += seconds
-        return self.tailer.collect(max_bytes, max_records)
+        found = self.tailer.collect(max_bytes, max_records)
+        for range_ in found.passed:
+            range_.take()
+        return found
 
     def read(self, seconds: float = 0.0) -> list[str]:
         """Everything there is to read, taken."""

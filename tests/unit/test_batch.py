@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -91,6 +93,48 @@ def test_map_resources_does_on_the_wire_what_the_same_edit_does_on_messages(case
     assert result.count == batch.count - removed == count_records(signal, result.payload)
     assert len(seen) == len(set(seen))
     assert (result.id, result.signal) == (batch.id, batch.signal)
+
+
+EDITS: list[Callable[[bytes], bytes | None]] = [
+    lambda raw: raw + ADDED,
+    lambda raw: raw.removesuffix(ADDED),
+    lambda raw: raw + delimited(99, b"x" * 200),
+    lambda raw: None if b"drop" in raw else raw,
+    lambda raw: None if b"pod" in raw else raw,
+    lambda raw: b"",
+    lambda raw: raw,
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(payloads(), st.lists(st.sampled_from(EDITS), max_size=5))
+def test_a_chain_of_edits_gives_what_each_step_gives_by_itself(
+    case: tuple[Signal, bytes], edits: list[Callable[[bytes], bytes | None]]
+) -> None:
+    signal, payload = case
+    chained = single = Batch(signal, payload, count_records(signal, payload), "id", "10.0.0.1", (Origin("file", 0, 9),))
+    for edit in edits:
+        chained = chained.map_resources(edit)
+        single = single.map_resources(edit)
+        assert single.payload is single.payload  # made now, and once
+    assert chained.count == single.count  # before the bytes are made
+    assert chained == single
+    assert count_records(signal, chained.payload) == chained.count
+
+
+def test_an_edited_batch_can_be_edited_again_after_its_bytes_were_asked_for() -> None:
+    scopes = delimited(2, delimited(2, b""))
+    once = Batch(Signal.LOGS, delimited(1, delimited(1, b"") + scopes), 1, "id").map_resources(lambda raw: raw + ADDED)
+    before = once.payload
+    twice = once.map_resources(lambda raw: raw + ADDED)
+    assert before == delimited(1, delimited(1, ADDED) + scopes) == once.payload
+    assert twice.payload == delimited(1, delimited(1, ADDED * 2) + scopes)
+    assert replace(twice, id="other").with_payload(b"", 0).map_resources(lambda raw: raw + ADDED).payload == b""
+
+
+def test_a_name_that_a_batch_does_not_have_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="'Batch' object has no attribute 'payloads'"):
+        Batch(Signal.LOGS, b"", 0, "id").payloads  # type: ignore[attr-defined]  # noqa: B018
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lockgate.cli.main import Config, Overrides, load
+from lockgate.cli.commands import Config, Overrides, load
 
 
 def netpol(*, config: Config, overrides: Overrides = None, facts: Path | None = None, explain: bool = False) -> int:

@@ -76,8 +76,11 @@ def known(kind: Kind) -> dict[str, str]:
 def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     """The component class of this type, imported now; None where there is none. Raises UnusableComponent."""
     type_name = UPSTREAM_SPELLINGS.get(kind, {}).get(type_name, type_name)
-    target = known(kind).get(type_name)
-    if target is None:
+    if (built_in := BUILT_IN[kind].get(type_name)) is not None:
+        target = f"lockgate.components.{kind.value}.{built_in}"
+    elif (installed := known(kind).get(type_name)) is not None:  # reads the metadata of every package there is
+        target = installed
+    else:
         return None
     module, _, attribute = target.partition(":")
     try:
@@ -87,6 +90,11 @@ def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     if not (isinstance(found, type) and issubclass(found, Component) and found.kind is kind):
         raise UnusableComponent(f"{target} is no {kind.singular}: subclass lockgate.pipeline.contract.{kind.singular.title()}")
     return found
+
+
+def any_installed() -> bool:
+    """Whether any package brings components of its own."""
+    return bool(entry_points(group=ENTRY_POINTS))
 
 
 def summary(kind: Kind, type_name: str) -> str:

@@ -18,12 +18,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lockgate.batch import Signal
-from lockgate.collector.components import UnusableComponent, find, known
+from lockgate.collector.components import UnusableComponent, any_installed, find, known
 from lockgate.kit.document import Document, DocumentError, Mark, Path, Problem, environment_expander, merge, parse
 from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
+from lockgate.lockdown.interpreter import interpreter_needs
+from lockgate.lockdown.sandbox import Mode, is_shared
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, name_resolution
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, followed, name_resolution
 
 
 class LogSettings(Settings):
@@ -37,7 +39,7 @@ class LogSettings(Settings):
     """Added to every line."""
 
 
-class PrometheusSettings(Settings):
+class PrometheusSettings(ComponentSettings):
     """Where the program's own metrics are served as Prometheus text."""
 
     host: str = "localhost"
@@ -127,8 +129,13 @@ class ServiceSettings(Settings):
     """The extensions to start."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """What the program says of itself."""
+    sandbox: Mode = "best-effort"
+    """How the process confines itself to its needs (`lockgate needs`) at start: `best-effort` as far as the kernel can, with a warning of
+    what it cannot; `require` refuses to run without; `off` not at all. See docs/security.md."""
     shutdown_timeout: Duration = 20.0
     """How long SIGTERM may drain before what is left is cancelled; below Kubernetes' grace period of 30 s."""
+    reload: Literal["on_signal", "on_change"] = "on_signal"
+    """When the configuration is read again: at SIGHUP, or also when one of its files has changed (looked at every 5 s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +208,11 @@ class Configuration:
 
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
-        rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]
+        rows: list[tuple[str, Need]] = [("service", need) for file in self.files for need in _followed_alone(file)]
+        rows += [("service", need) for need in interpreter_needs()]
         rows += [("service", need) for need in self.service.telemetry.needs()]
-        # aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS.
-        rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
+        if any_installed():  # then aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS
+            rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
         for configured in self.used():
             rows += [(configured.key, need) for need in configured.settings.needs()]
         rows += [("service", need) for need in name_resolution(need for _, need in rows)]
@@ -466,6 +474,12 @@ class _Check:
                     self._problem(path, f"port {need.port}/{need.protocol} is already used by {other}", "give one of them another port")
                     break
             taken[need.protocol, need.port].append((who, need.host))
+
+
+def _followed_alone(file: str) -> Iterator[Need]:
+    """As `followed`; the file alone where everybody keeps something beside it."""
+    for need in followed(file, "configuration"):
+        yield Read(str(FilePath(file).resolve()), "configuration") if is_shared(need.path) else need
 
 
 def _system_authorities() -> list[str]:

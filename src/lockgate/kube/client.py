@@ -122,7 +122,8 @@ class Client:
         """`context` is that of the component that asks first. Raises TlsError where the certificates cannot be used."""
         self.access, self.context = access, context
         self._session: aiohttp.ClientSession | None = None
-        self._tls = access.tls.follow(context) if access.url.startswith("https:") else None
+        proxy = access.proxy or str(proxy_for(URL(access.url), os.environ) or "")
+        self._tls = access.tls.follow(context) if "https:" in (access.url[:6], proxy[:6]) else None
         self._sometimes = Sometimes(context.clock)
 
     async def __aenter__(self) -> Self:

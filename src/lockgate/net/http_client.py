@@ -117,9 +117,17 @@ class HttpClientSettings(ComponentSettings):
         """The proxy for this URL, or None. Raises ValueError for an unusable one in the environment."""
         return parse_proxy(self.proxy_url) if self.proxy_url else proxy_for(url, os.environ)
 
+    def speaks_tls(self, text: str) -> bool:
+        """Whether requests to this URL go to a server, or through a proxy, that speaks TLS."""
+        try:
+            proxy = self.proxy(url := URL(text))
+        except ValueError:
+            proxy = None
+        return "https" in (url.scheme, proxy.scheme if proxy else "")
+
     def needs(self) -> Iterator[Need]:
         # Over plain HTTP no certificate is read.
-        unused = set() if any(url.startswith("https:") for url in self.urls()) else set(self.tls.needs())
+        unused = set() if any(map(self.speaks_tls, self.urls())) else set(self.tls.needs())
         yield from (need for need in super().needs() if need not in unused)
         seen: set[tuple[str, int]] = set()
         for text in self.urls():
@@ -143,7 +151,7 @@ class HttpClientSettings(ComponentSettings):
         if self.write_buffer_size:
             yield "write_buffer_size has no effect: bodies are written whole"
         for text in self.urls():
-            if text.startswith("http://") and self.tls != TlsClientSettings() and not self.tls.insecure:
+            if not self.speaks_tls(text) and self.tls != TlsClientSettings() and not self.tls.insecure:
                 yield f"tls has no effect on {safe_url(URL(text))}, which is plain HTTP; write https://"
 
 
@@ -183,7 +191,7 @@ class HttpClient:
 
     def __init__(self, settings: HttpClientSettings, context: Context) -> None:
         self._settings, self._context = settings, context
-        self._tls = settings.tls.follow(context) if any(url.startswith("https:") for url in settings.urls()) else None
+        self._tls = settings.tls.follow(context) if any(map(settings.speaks_tls, settings.urls())) else None
         self._headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
         self._session: aiohttp.ClientSession | None = None
 

@@ -14,27 +14,37 @@ aiohttp serves; it neither inflates bodies by itself (it does so on the loop, wi
 import asyncio
 import fnmatch
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Self, TypeVar
 
-from aiohttp import hdrs, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import hdrs
+
+# Not aiohttp.web: its routes, files and websockets are 1.3 MB that nothing here uses.
+from aiohttp.web_protocol import PayloadAccessError, RequestHandler, RequestPayloadError
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration, Size
-from lockgate.net import listener
 from lockgate.net.address import split_endpoint
 from lockgate.net.auth import AuthSettings
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
+from lockgate.net.listener import BACKLOG, Address, Listener
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
 
+T = TypeVar("T")
+
 _RETRY_SECONDS = 1
 """What a client is asked to wait when a bound is reached: long enough to not spin, short enough to not lose a beat."""
+_FIRST_REQUEST_SECONDS = 0.5
+"""How long a new connection's first request is waited for when the server stops: its client connected to send it."""
 _UNKNOWN_LENGTH_STEP = 64 << 10
 """A body of unannounced length takes its share of the bytes in flight in steps of this."""
 
@@ -149,7 +159,7 @@ class HttpRefusal(Exception):
         return headers
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class HttpServer:
@@ -163,7 +173,7 @@ class HttpServer:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._server: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener = Listener()
         self._tls = settings.tls.follow(context, ("http/1.1",)) if settings.tls else None
         context.metrics.observe(
             "lockgate_server_bytes_in_flight",
@@ -178,23 +188,21 @@ class HttpServer:
     @property
     def port(self) -> int:
         """The port that is listened on, which differs from the endpoint's where that is 0."""
-        assert self._listener is not None
-        return int(self._listener.sockets[0].getsockname()[1])
+        return self._listener.port
 
     async def start(self) -> None:
         """Listens. Raises OSError naming the endpoint."""
-        host, port = split_endpoint(self.settings.endpoint)
-        self._server = _Server(self._handle, self.settings, self._refused.add)
+        server = self._server = _Server(self._handle, self.settings, self._refused.add)
         timeout = self.settings.read_header_timeout or None
-        try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._server,
-                host or None,
-                port,
-                ssl=self._tls.server_context() if self._tls else None,
-                ssl_handshake_timeout=timeout if self._tls else None,
-                backlog=1024,
+        tls = self._tls.server_context() if self._tls else None
+
+        async def serve(listening: socket.socket) -> asyncio.Server:
+            return await asyncio.get_running_loop().create_server(
+                server, sock=listening, ssl=tls, ssl_handshake_timeout=timeout if tls else None, backlog=BACKLOG
             )
+
+        try:
+            await self._listener.open(self._context, Address(*split_endpoint(self.settings.endpoint)), serve)
         except OSError as error:
             who = f"{self._context.kind.singular} {self._context.id}"
             cause = os.strerror(error.errno).lower() if error.errno else str(error)
@@ -202,10 +210,12 @@ class HttpServer:
 
     async def stop(self, drain_seconds: float = 3.0) -> None:
         """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
-        if self._listener is not None:
-            await listener.close(self._listener)
+        await self._listener.close()
         if self._server is not None:
             self._server.pre_shutdown()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_FIRST_REQUEST_SECONDS, drain_seconds)):
+                    await self._server.all_used.wait()
             if self._under_way:
                 await asyncio.wait(set(self._under_way), timeout=drain_seconds)
             self._stopping = True
@@ -214,11 +224,12 @@ class HttpServer:
             if left:
                 await asyncio.wait(left, timeout=drain_seconds)
             await self._server.shutdown(0.1)
-        self._listener = self._server = None
+        self._server = None
 
     @asynccontextmanager
-    async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """The request's body, inflated; its bytes count as in flight until the block is left. Raises HttpRefusal."""
+    async def body(self, request: BaseRequest, make: Callable[[bytes], T]) -> AsyncIterator[T]:
+        """What `make` makes of the request's body, inflated (by one job in a thread, where it is not small). The inflated bytes count as in
+        flight until the block is left. Raises HttpRefusal, and what `make` raises."""
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
         if encoding not in self._encodings:
             accepted = ", ".join(sorted(self._encodings - {""}))
@@ -226,14 +237,26 @@ class HttpServer:
         share = Share(self.budget)
         try:
             raw = await self._read(request, share)
-            payload = await self._inflate(raw, encoding)
+            made, size = await self._inflate(raw, encoding, make)
             del raw
-            _hold(share, len(payload))
-            yield payload
+            _hold(share, size)
+            yield made
         finally:
             share.release()
 
-    async def _read(self, request: web.BaseRequest, share: Share) -> bytes:
+    @contextmanager
+    def working(self, size: int) -> Iterator[None]:
+        """So many bytes more count as in flight inside: what it takes to decode a body. Raises HttpRefusal."""
+        if size > self.budget.size:
+            raise HttpRefusal(413, f"decoding the body takes some {size} bytes; max_bytes_in_flight is {self.budget.size}")
+        share = Share(self.budget)
+        try:
+            _hold(share, size)
+            yield
+        finally:
+            share.release()
+
+    async def _read(self, request: BaseRequest, share: Share) -> bytes:
         limit, length = self.settings.body_limit, request.content_length
         if length is not None and length > limit:
             raise HttpRefusal(413, f"the body has {length} bytes; at most {limit} are accepted")
@@ -252,28 +275,32 @@ class HttpServer:
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
-        except (web.PayloadAccessError, web.RequestPayloadError, ConnectionError) as error:
+        except (PayloadAccessError, RequestPayloadError, ConnectionError) as error:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _inflate(self, raw: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity") or not raw:
-            return raw  # a body of no bytes holds nothing, however it is labelled
+    async def _inflate(self, raw: bytes, encoding: str, make: Callable[[bytes], T]) -> tuple[T, int]:
         limit = self.settings.inflated_limit
+        is_plain = encoding in ("", "identity") or not raw  # a body of no bytes holds nothing, however it is labelled
+        if is_plain:
+            encoding, limit = "", len(raw)
         try:
-            if len(raw) <= OFFLOAD_BYTES // 4:
-                return decompress(raw, encoding, limit)
-            return await asyncio.get_running_loop().run_in_executor(self._context.host.executor, decompress, raw, encoding, limit)
+            if len(raw) <= (OFFLOAD_BYTES if is_plain else OFFLOAD_BYTES // 4):
+                return _inflated(raw, encoding, limit, make)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._context.host.executor, _inflated, raw, encoding, limit, make)
         except TooLarge:
             raise HttpRefusal(413, f"the body inflates to more than the {limit} bytes that are accepted") from None
         except CorruptBody as error:
             raise HttpRefusal(400, f"the body is not what its Content-Encoding says: {error}") from error
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
         task = asyncio.current_task()
         assert task is not None
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        if self._server is not None and isinstance(request.protocol, _Connection):
+            self._server.used(request.protocol)
         try:
             response = await self._answer(request)
         except asyncio.CancelledError:
@@ -301,9 +328,9 @@ class HttpServer:
             request.protocol.force_close()
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers and self._origin(request):
-            return web.Response(status=204)
+            return Response(status=204)
         if self.settings.auth is not None:
             try:
                 headers = {name.lower(): value for name, value in request.headers.items()}
@@ -312,11 +339,11 @@ class HttpServer:
                 raise HttpRefusal(401, f"not authenticated: {error}") from None
         return await self._handler(request)
 
-    def _origin(self, request: web.BaseRequest) -> str | None:
+    def _origin(self, request: BaseRequest) -> str | None:
         origin = request.headers.get(hdrs.ORIGIN, "")
         return origin if origin and any(fnmatch.fnmatchcase(origin, pattern) for pattern in self.settings.cors.allowed_origins) else None
 
-    def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def _add_cors(self, request: BaseRequest, response: StreamResponse) -> None:
         cors, origin = self.settings.cors, self._origin(request)
         if origin is None:
             return
@@ -333,9 +360,14 @@ class HttpServer:
                 response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(cors.max_age)
 
 
-def refused(refusal: HttpRefusal) -> web.Response:
+def _inflated(raw: bytes, encoding: str, limit: int, make: Callable[[bytes], T]) -> tuple[T, int]:
+    payload = decompress(raw, encoding, limit)
+    return make(payload), len(payload)
+
+
+def refused(refusal: HttpRefusal) -> Response:
     """The refusal as plain text; protocols with an error format of their own catch HttpRefusal themselves."""
-    return web.Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
+    return Response(status=refusal.status, text=refusal.reason + "\n", headers=refusal.headers)
 
 
 def _hold(share: Share, size: int) -> None:
@@ -343,12 +375,37 @@ def _hold(share: Share, size: int) -> None:
         raise HttpRefusal(503, "as many bytes are in flight as are accepted; try again", _RETRY_SECONDS)
 
 
-class _Server(web.Server):
+class _Server(Server):
     """aiohttp's server, with our connections: bounded in number and in the time that a request's head may take."""
 
     def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:
         super().__init__(handler)
         self.settings, self.refuse = settings, refuse
+        self.all_used = asyncio.Event()
+        self.all_used.set()
+        self._unused: set[_Connection] = set()
+        """Had no request yet."""
+        self._ending = False
+
+    def made(self, connection: "_Connection") -> None:
+        """This connection waits for its first request."""
+        self._unused.add(connection)
+        self.all_used.clear()
+
+    def used(self, connection: "_Connection") -> None:
+        """This connection has a request, or is gone."""
+        self._unused.discard(connection)
+        if not self._unused:
+            self.all_used.set()
+        if self._ending:
+            connection.close()
+
+    def pre_shutdown(self) -> None:
+        """Ends connections that wait for their next request; those that wait for their first one end after it."""
+        self._ending = True
+        for connection in self.connections:
+            if connection not in self._unused:
+                connection.close()
 
     def __call__(self) -> RequestHandler:
         return _Connection(self)
@@ -377,9 +434,11 @@ class _Connection(RequestHandler):
             transport.abort()
             return
         super().connection_made(transport)
+        self._owner.made(self)
         self._arm()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._owner.used(self)
         self._disarm()
         super().connection_lost(exc)
 

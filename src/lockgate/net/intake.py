@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from lockgate.batch import Batch, Signal, count_records
@@ -48,23 +48,29 @@ class Intake:
         batch_parts: str = "",
         decode: Decode | None = None,
     ) -> None:
-        """Returns when the request is acknowledged. `body` is inflated, and an encoded export request unless `decode` makes it one.
+        """`read` and `hand_on`."""
+        await self.hand_on(await self.read(signal, body, peer=peer, ids=(batch_id, batch_parts), decode=decode), transport)
 
-        `batch_id` and `batch_parts` are what the request's headers say. Raises DecodeError and Permanent where it is never to be sent
-        again, Retryable where it is.
-        """
-        arguments = (signal, body, peer, batch_id, batch_parts, decode)
-        batches = await self._receiver.in_thread(_batches, *arguments) if len(body) > OFFLOAD_BYTES else _batches(*arguments)
+    async def read(
+        self, signal: Signal, body: bytes, *, peer: str, ids: tuple[str, str] = ("", ""), decode: Decode | None = None
+    ) -> list[Batch]:
+        """`read_request`, in a thread where the body is not small."""
+        if len(body) > OFFLOAD_BYTES:
+            return await self._receiver.in_thread(read_request, signal, peer, ids, decode, body)
+        return read_request(signal, peer, ids, decode, body)
+
+    async def hand_on(self, batches: Sequence[Batch], transport: str) -> None:
+        """Returns when all is acknowledged. Raises Permanent where something is never to be sent again, Retryable where something is."""
         batches = [batch for batch in batches if batch.count]
         if len(batches) == 1:
-            await self._take(batches[0], transport)
+            await self._hand_on(batches[0], transport)
             return
-        outcomes = await asyncio.gather(*(self._take(batch, transport) for batch in batches), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._hand_on(batch, transport) for batch in batches), return_exceptions=True)
         if refusals := [outcome for outcome in outcomes if outcome is not None]:
             # What may pass later is said first: the parts that were taken are known when they come again.
             raise min(refusals, key=lambda refusal: isinstance(refusal, Permanent))
 
-    async def _take(self, batch: Batch, transport: str) -> None:
+    async def _hand_on(self, batch: Batch, transport: str) -> None:
         key = (batch.signal, batch.peer, batch.id)
         if (running := self._running.get(key)) is not None:
             # Bounded by the one that runs.
@@ -95,7 +101,12 @@ class Intake:
             raise Retryable(f"not acknowledged within {self._ack_timeout:g} s; try again") from None
 
 
-def _batches(signal: Signal, body: bytes, peer: str, batch_id: str, batch_parts: str, decode: Decode | None) -> list[Batch]:
+def read_request(signal: Signal, peer: str, ids: tuple[str, str], decode: Decode | None, body: bytes) -> list[Batch]:
+    """The batch that a request brings, or the parts that it was merged of. `ids` are what its headers say (batch_ids.py), or empty.
+
+    `body` is inflated, and an encoded export request unless `decode` makes it one. Raises DecodeError.
+    """
+    batch_id, batch_parts = ids
     payload = decode(body, signal) if decode is not None else body
     position, batches = 0, list[Batch]()
     try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response
 
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
 from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
-from lockgate.net.intake import Intake
+from lockgate.net.intake import Decode, Intake, read_request
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError
@@ -43,7 +45,7 @@ class OtlpHttp:
     async def __aexit__(self, *_: Any) -> None:
         await self.server.stop()
 
-    async def serve(self, request: web.BaseRequest) -> web.Response:
+    async def serve(self, request: BaseRequest) -> Response:
         """The answer to one request."""
         content_type = request.content_type
         try:
@@ -54,9 +56,9 @@ class OtlpHttp:
             return self._refused(request, content_type, HttpRefusal(400, str(error)))
         except Retryable as error:
             return self._refused(request, content_type, HttpRefusal(503, str(error), error.after or 1))
-        return web.Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
+        return Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
 
-    async def _take(self, request: web.BaseRequest, content_type: str) -> None:
+    async def _take(self, request: BaseRequest, content_type: str) -> None:
         signal = self.signal(request.path)
         if signal is None:
             raise HttpRefusal(404, f"nothing is served at this path; served: {', '.join(self.paths)}")
@@ -66,22 +68,28 @@ class OtlpHttp:
             raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
-        async with self.server.body(request) as body:
-            await self.intake.take(
-                signal,
-                body,
-                peer=client_address(request.remote),
-                transport="http",
-                batch_id=request.headers.get(ID_HEADER, ""),
-                batch_parts=request.headers.get(PARTS_HEADER, ""),
-                decode=_decode_json if content_type == JSON else None,
-            )
+        if content_type != JSON:
+            await self.hand_on(request, signal)
+            return
+        from lockgate.wire import otlp_json
+
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), "")  # parts are bytes of protobuf
+        async with self.server.body(request, bytes) as body:
+            with self.server.working(otlp_json.needed_bytes(body)):
+                batches = await self.intake.read(signal, body, peer=peer, ids=ids, decode=_decode_json)
+            await self.intake.hand_on(batches, "http")
+
+    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None = None) -> None:
+        """Returns when what the request brings is acknowledged. Inflating, decoding and validating are one job of one thread."""
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), request.headers.get(PARTS_HEADER, ""))
+        async with self.server.body(request, partial(read_request, signal, peer, ids, decode)) as batches:
+            await self.intake.hand_on(batches, "http")
 
     def signal(self, path: str) -> Signal | None:
         """The signal behind this path."""
         return self.paths.get(path)
 
-    def note_refused(self, request: web.BaseRequest, refusal: HttpRefusal) -> None:
+    def note_refused(self, request: BaseRequest, refusal: HttpRefusal) -> None:
         """Counts a refused request, and logs it now and then."""
         self.context.metrics.counter(
             "lockgate_receiver_refused_requests",
@@ -94,7 +102,7 @@ class OtlpHttp:
             more = f" ({kept_back} more like this were not logged)" if kept_back else ""
             self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 
-    def _refused(self, request: web.BaseRequest, content_type: str, refusal: HttpRefusal) -> web.Response:
+    def _refused(self, request: BaseRequest, content_type: str, refusal: HttpRefusal) -> Response:
         self.note_refused(request, refusal)
         headers = refusal.headers | ({"Allow": "POST"} if refusal.status == 405 else {})
         code = _CODES.get(refusal.status, 2)
@@ -105,7 +113,7 @@ class OtlpHttp:
 
             # Everything that did not say JSON gets protobuf, as the specification asks for what cannot be told.
             content_type, body = PROTOBUF, Status(code=code, message=refusal.reason).SerializeToString()
-        return web.Response(status=refusal.status, body=body, content_type=content_type, headers=headers)
+        return Response(status=refusal.status, body=body, content_type=content_type, headers=headers)
 
 
 def _decode_json(body: bytes, signal: Signal) -> bytes:

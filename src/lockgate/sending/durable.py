@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lockgate.batch import Batch, Signal, merge
-from lockgate.pipeline.contract import Component, ComponentSettings, Context, Custody, Held
+from lockgate.pipeline.contract import Component, ComponentSettings, Context, Custody, Held, Kind
 from lockgate.pipeline.errors import Retryable
 from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
 from lockgate.sending.notes import Account, Outcome, queued_record
@@ -102,13 +102,14 @@ class PipelineQueue(Component[ComponentSettings], Room):
 
     custody = Custody.DURABLE
 
-    def __init__(self, context: Context, storage: str, exporters: Sequence[QueuedExporter[Any]]) -> None:
+    kind = Kind.EXTENSION
+
+    def __init__(self, context: Context, storage: str) -> None:
         Component.__init__(self, ComponentSettings(), context)
         Room.__init__(self)
         self._storage = storage
-        self._cursors = [Cursor(self, exporter) for exporter in exporters]
-        self._max_bytes = min(cursor.settings.max_disk_bytes for cursor in self._cursors)
-        self._waits = all(cursor.settings.block_on_overflow for cursor in self._cursors)
+        self._cursors: list[Cursor] = []
+        self._max_bytes, self._waits = 0, True
         self.journal: Journal | None = None
         self._offers: deque[_Offer] = deque()
         self._bytes = 0
@@ -122,6 +123,12 @@ class PipelineQueue(Component[ComponentSettings], Room):
         """Payload bytes of the write that failed last; 0 where the last one did not."""
         self._sync_at: float | None = None
         """When what is noted must be synced; None where it is."""
+
+    def attach(self, exporter: QueuedExporter[Any]) -> None:
+        """Feeds this exporter as well; before either is started."""
+        self._cursors.append(Cursor(self, exporter))
+        self._max_bytes = min(cursor.settings.max_disk_bytes for cursor in self._cursors)
+        self._waits = all(cursor.settings.block_on_overflow for cursor in self._cursors)
 
     @property
     def exporters(self) -> list[QueuedExporter[Any]]:

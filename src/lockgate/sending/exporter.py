@@ -9,7 +9,7 @@ which feeds the senders of all its exporters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,13 +51,13 @@ class QueuedExporter(Exporter[S]):
         self.inbox = Inbox()
         """What its senders take from: fed by the queue in memory, or by those of its pipelines."""
         self._memory: MemoryQueue | None = None
-        if self.queued_in:
+        if settings.queued_in():
             self.custody = Custody.DURABLE
         elif queue.enabled:
             waits = queue.block_on_overflow
             self._memory = MemoryQueue(self.inbox, queue.queue_size, WEIGHTS[queue.sizer], queue.max_bytes, waits_when_full=waits)
         self._busy = 0
-        """Senders that hold something."""
+        """Senders that hold something; without a queue, callers."""
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -71,12 +71,6 @@ class QueuedExporter(Exporter[S]):
             unit = f"in {queue.sizer}"
             metrics.observe("otelcol_exporter_queue_size", f"what waits or is under way, {unit}", self._queue_size, exporter=id)
             metrics.observe("otelcol_exporter_queue_capacity", f"what the queue takes, {unit}", self._queue_capacity, exporter=id)
-
-    @property
-    def queued_in(self) -> str:
-        """The storage extension that its queue is in; empty for a queue in memory, or none."""
-        queue = self.settings.sending_queue
-        return queue.storage if queue.enabled else ""
 
     @property
     def compression(self) -> tuple[str, int | None]:
@@ -98,7 +92,12 @@ class QueuedExporter(Exporter[S]):
         if not batch.count:
             return
         if self._memory is None:
-            await self._deliver(batch)
+            self._busy += 1
+            try:
+                await self._deliver(batch)
+            finally:
+                self._busy -= 1
+                self._changed.set()
             return
         try:
             await self._memory.offer(batch)
@@ -130,22 +129,25 @@ class QueuedExporter(Exporter[S]):
 
     async def _work(self) -> None:
         while self._memory is not None or not self._stopping.is_set():
-            entries = [await self.inbox.take()]
-            self._busy += 1
+            # In a frame of its own: a sender that waits must not keep alive what it sent last.
+            await self._serve([await self.inbox.take()])
+
+    async def _serve(self, entries: list[Entry]) -> None:
+        self._busy += 1
+        try:
+            if self._memory is None and self._stopping.is_set():
+                return  # came while this ended; it stays where it is
+            await self._gather(entries)
+            self._sending += 1
             try:
-                if self._memory is None and self._stopping.is_set():
-                    return  # came while this ended; it stays where it is
-                await self._gather(entries)
-                self._sending += 1
-                try:
-                    await self._deliver_entries(entries)
-                finally:
-                    self._sending -= 1
+                await self._deliver_entries(entries)
             finally:
-                for entry in entries:  # only what a cancellation left: settling twice does nothing
-                    entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
-                self._busy -= 1
-                self._changed.set()
+                self._sending -= 1
+        finally:
+            for entry in entries:  # only what a cancellation left: settling twice does nothing
+                entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
+            self._busy -= 1
+            self._changed.set()
 
     async def _gather(self, entries: list[Entry]) -> None:
         """Adds to the first entry what may be merged with it, waiting for more only while something else is under way."""
@@ -174,7 +176,7 @@ class QueuedExporter(Exporter[S]):
     async def _deliver_entries(self, entries: list[Entry]) -> None:
         is_durable = self._memory is None
         try:
-            rejected = await self._deliver(merge(entry.batch for entry in entries), split=len(entries) == 1)
+            rejected = await self._deliver(merge(entry.batch for entry in entries), entries, split=len(entries) == 1)
         except Permanent as refusal:
             if len(entries) == 1:
                 entries[0].settle(refusal, Outcome(entries[0].batch.count, "refused"))
@@ -202,10 +204,10 @@ class QueuedExporter(Exporter[S]):
                 rejected -= share
                 entry.settle(None, Outcome(share, "partial", is_of_this_batch=len(entries) == 1))
 
-    async def _deliver(self, batch: Batch, *, split: bool = True) -> int:
+    async def _deliver(self, batch: Batch, entries: Sequence[Entry] = (), *, split: bool = True) -> int:
         """Returns when the batch, or some part of it, is delivered and the rest (so many records) is counted; Permanent where none was."""
         try:
-            rejected = await self._attempts(batch)
+            rejected = await self._attempts(batch, entries)
         except Permanent as refusal:
             if not split:
                 raise
@@ -217,7 +219,7 @@ class QueuedExporter(Exporter[S]):
             refused = lost = 0
             for part in parts:
                 try:
-                    lost += await self._deliver(part)
+                    lost += await self._deliver(part, entries)
                 except Permanent:
                     refused += 1
                     lost += part.count
@@ -235,7 +237,7 @@ class QueuedExporter(Exporter[S]):
         self.count("sent", batch, batch.count - lost)
         return lost
 
-    async def _attempts(self, batch: Batch) -> Rejected | None:
+    async def _attempts(self, batch: Batch, entries: Sequence[Entry]) -> Rejected | None:
         retry, clock = self.settings.retry_on_failure, self.context.clock
         waits = delays(retry.initial_interval, retry.max_interval, retry.multiplier, retry.randomization_factor)
         started = clock.monotonic()
@@ -243,6 +245,8 @@ class QueuedExporter(Exporter[S]):
             if self._gave_up is not None:
                 # A new one each time: raised again and again, one instance would gather the traceback of every batch.
                 raise Retryable(str(self._gave_up), self._gave_up.after)
+            if entries and all(entry.abandoned for entry in entries):
+                raise Retryable("nobody waits for this any more")  # whoever has it sends it again
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:

@@ -48,6 +48,8 @@ class Entry:
     batch: Batch
     feed: Feed
     settled: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    abandoned: bool = False
+    """Whether nobody waits for it any more."""
 
     def settle(self, refusal: Exception | None = None, outcome: Outcome | None = None) -> None:
         """See `Feed.settle`."""
@@ -194,7 +196,8 @@ class MemoryQueue(Room):
             if self._inbox.withdraw(entry):
                 self._leave(entry.batch)
             else:
-                entry.settled.add_done_callback(lambda settled: settled.exception())  # nobody waits for it any more
+                entry.abandoned = True
+                entry.settled.add_done_callback(lambda settled: settled.exception())
             raise
 
     def settle(self, entry: Entry, refusal: Exception | None, outcome: Outcome) -> None:

@@ -238,7 +238,7 @@ class Journal:
         return self._notebook.damaged_bytes
 
     def given_back(self) -> list[Origin]:
-        """What was found to be lost since this was asked last: to be read again by whoever can."""
+        """What was found to be lost, after `open`, since this was asked last: to be read again by whoever can."""
         origins, self._given_back = self._given_back, []
         return origins
 
@@ -275,6 +275,7 @@ class Journal:
             self._begin_epoch()
         for segment in list(self._segments.values()):
             self._drop_if_done(segment)
+        self._given_back.clear()  # who asks what is held hears of it; told twice, it would be read twice
 
     def _check_version(self, path: Path, magic: bytes) -> None:
         version = version_of(path, magic)

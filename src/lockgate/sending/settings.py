@@ -109,6 +109,9 @@ class SendingSettings(ComponentSettings):
     retry_on_failure: RetrySettings = RetrySettings()
     """Trying again what may pass later."""
 
+    def queued_in(self) -> str:
+        return self.sending_queue.storage if self.sending_queue.enabled else ""
+
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()
         if self.sending_queue.storage and self.sending_queue.enabled:

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,11 +62,10 @@ class Report(Protocol):
 class _Directory:
     state: State
     watch: int = -1
-    children: set[str] = field(default_factory=set)
+    # Thousands of these are kept: tuples, and what is rare in one place for all, are a third of the size.
+    children: tuple[str, ...] = ()
     names: dict[str, int] = field(default_factory=dict)
     """Inode numbers by name, as listed."""
-    links: dict[str, set[str]] = field(default_factory=dict)
-    """Paths of symbolic links that lead to a name in here."""
 
 
 @dataclass(slots=True)
@@ -89,7 +89,9 @@ class Discovery:
     def __init__(self, patterns: Patterns, roots: Roots, report: Report, *, inotify: bool = True) -> None:
         self._patterns, self._roots, self._report = patterns, roots, report
         self._directories: dict[str, _Directory] = {}
-        self._by_watch: dict[int, set[str]] = {}
+        self._links: dict[str, dict[str, set[str]]] = {}
+        """Paths of symbolic links that lead to a name in a directory, by directory and name."""
+        self._by_watch: dict[int, tuple[str, ...]] = {}
         # One directory may be reached by several paths, and has one watch.
         self.missing: set[str] = set()
         """Roots that do not exist yet."""
@@ -142,9 +144,9 @@ class Discovery:
         if entered:
             self._enter(directory, frozenset())
         known = self._directories.get(directory)
-        if known is None or link in known.links.setdefault(name, set()):
+        if known is None or link in (links := self._links.setdefault(directory, {}).setdefault(name, set())):
             return
-        known.links[name].add(link)
+        links.add(link)
         rotated = [each for each in known.names if rotated_from(each) == name]
         for each in rotated:
             del known.names[each]  # now it is known whose they are
@@ -176,7 +178,7 @@ class Discovery:
         if mask & flags.Q_OVERFLOW:
             changes.overflow = True
             return
-        paths = self._by_watch.get(watch, set())
+        paths = self._by_watch.get(watch, ())
         name = os.fsdecode(event[16:].rstrip(b"\0"))
         if mask & flags.MODIFY:
             changes.modified.update((path, name) for path in paths)
@@ -191,7 +193,7 @@ class Discovery:
                 if directory is not None and self._patterns.step(directory.state, origin[1])[1] and not self._patterns.excluded(old):
                     changes.moved.append((old, f"{path.rstrip('/')}/{name}"))
         if mask & flags.IGNORED:
-            for path in self._by_watch.pop(watch, set()):
+            for path in self._by_watch.pop(watch, ()):
                 if path in self._directories:
                     self._directories[path].watch = -1
 
@@ -208,7 +210,8 @@ class Discovery:
             return
         try:
             directory.watch = self._inotify.add_watch(path, _WATCHED)
-            self._by_watch.setdefault(directory.watch, set()).add(path)
+            paths = self._by_watch.get(directory.watch, ())
+            self._by_watch[directory.watch] = paths if path in paths else (*paths, path)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 self.unwatched = "inotify has no watches left; the rest is polled; raise fs.inotify.max_user_watches"
@@ -231,11 +234,11 @@ class Discovery:
             return
         self._report.readable(path)
         names: dict[str, int] = {}
-        children: set[str] = set()
+        children: list[str] = []
         for entry in listed:
             after, matched = self._patterns.step(directory.state, entry.name)
             if after and self._is_directory(entry, directory.state):
-                children.add(entry.path)
+                children.append(entry.path)
                 if entry.path not in self._directories:
                     self._enter(entry.path, after)
                     self._list(entry.path)
@@ -243,32 +246,32 @@ class Discovery:
             if entry.is_dir(follow_symlinks=False):
                 continue
             matched = matched and not self._patterns.excluded(entry.path)
-            inode = entry.inode()
+            name, inode = sys.intern(entry.name), entry.inode()  # every container's log is 0.log
             # What a link leads to may change while the link stays.
-            if directory.names.get(entry.name) == inode and not (matched and entry.is_symlink()) and entry.name not in directory.links:
-                names[entry.name] = inode
+            if directory.names.get(name) == inode and not (matched and entry.is_symlink()) and name not in self._links.get(path, ()):
+                names[name] = inode
                 continue
-            log = self._log_of(directory, entry) if not matched or entry.name.endswith(".gz") else ""
+            log = self._log_of(path, directory, entry) if not matched or name.endswith(".gz") else ""
             told = self._report.rotated(entry.path, inode, log) if log else self._report.appeared(entry.path, inode, matched)
-            for link in directory.links.get(entry.name, ()):
+            for link in self._links.get(path, {}).get(name, ()):
                 told &= self._report.appeared(link, inode, True)
             if told:
-                names[entry.name] = inode
+                names[name] = inode
         for name in directory.names.keys() - names.keys():
             self._report.vanished(f"{path.rstrip('/')}/{name}")
-        for gone in directory.children - children:
+        for gone in set(directory.children).difference(children):
             self._leave(gone)
-        directory.names, directory.children = names, children
+        directory.names, directory.children = names, tuple(children)
 
-    def _log_of(self, directory: _Directory, entry: "os.DirEntry[str]") -> str:
+    def _log_of(self, path: str, directory: _Directory, entry: "os.DirEntry[str]") -> str:
         """The path, as matched, of the log that this file was rotated from; empty where it is none, or none that is meant."""
         name = rotated_from(entry.name)
         if name is None or self._patterns.excluded(entry.path):
             return ""
-        path = entry.path[: len(entry.path) - len(entry.name)] + name
-        if self._patterns.step(directory.state, name)[1] and not self._patterns.excluded(path):
-            return path
-        return min(directory.links.get(name, ()), default="")
+        log = f"{path.rstrip('/')}/{name}"
+        if self._patterns.step(directory.state, name)[1] and not self._patterns.excluded(log):
+            return log
+        return min(self._links.get(path, {}).get(name, ()), default="")
 
     def _is_directory(self, entry: "os.DirEntry[str]", state: State) -> bool:
         if not entry.is_symlink():
@@ -286,10 +289,11 @@ class Discovery:
         directory = self._directories.pop(path, None)
         if directory is None:
             return
-        users = self._by_watch.get(directory.watch, set())
-        users.discard(path)
-        if directory.watch >= 0 and not users and self._inotify is not None:
-            self._by_watch.pop(directory.watch, None)
+        self._links.pop(path, None)
+        users = tuple(user for user in self._by_watch.pop(directory.watch, ()) if user != path)
+        if users:
+            self._by_watch[directory.watch] = users
+        elif directory.watch >= 0 and self._inotify is not None:
             try:
                 self._inotify.rm_watch(directory.watch)
             except OSError as error:

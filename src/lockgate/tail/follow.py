@@ -96,8 +96,12 @@ class Life:
 
     def take(self, start: int, end: int, skipping: bool, anchor: bytes) -> None:
         """These bytes have a new owner; the position follows over the contiguous prefix alone."""
-        self._done[start] = end, skipping, anchor  # a round never holds an empty range, so every start is another
-        while (after := self._done.pop(self.taken[0], None)) is not None:
+        taken = end, skipping, anchor
+        if start != self.taken[0]:
+            self._done[start] = taken  # a round never holds an empty range, so every start is another
+            return
+        self.taken = taken
+        while self._done and (after := self._done.pop(self.taken[0], None)) is not None:
             self.taken = after
 
     @property

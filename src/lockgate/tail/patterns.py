@@ -50,6 +50,8 @@ class Patterns:
             rest = pattern[len(root.rstrip("/")) + 1 :].split("/")
             self._starts.setdefault(root, set()).add((len(self._components), 0))
             self._components.append(rest)
+        self._states: dict[State, State] = {}
+        """Every state that was reached, once: thousands of directories are in the same few."""
         self._matchers = {part: _matcher(part) for parts in self._components for part in parts if part != "**"}
         excluded = [_regex(expanded) for pattern in exclude for expanded in _expand(pattern)]
         self._excluded = re2.compile("|".join(excluded)).fullmatch if excluded else None
@@ -77,7 +79,8 @@ class Patterns:
                     matches = True
                 else:
                     after.add((pattern, index + 1))
-        return frozenset(after), matches
+        state = frozenset(after)
+        return self._states.setdefault(state, state), matches
 
     def spans(self, state: State) -> bool:
         """Whether a `**` is at work here."""

@@ -82,6 +82,8 @@ class Rounds:
         self._reading: asyncio.Task[None] | None = None
         self._named: set[str] = set()
         self._changed = False
+        self.left: list[Saved] | None = None
+        """Once stopped: where to go on."""
         self.rounds_under_way = 0
         self.bytes_under_way = 0
         self.dropped = 0
@@ -110,8 +112,9 @@ class Rounds:
         finally:
             self._remove_reader()
             if self._job is None or self._job.done():  # else the stop was cancelled, and a thread still uses the tailer
-                entries = self._tailer.snapshot()
-                self._tell_saved(entries, self._save(entries))
+                self._tailer.give_back(self._given_back)
+                self.left = self._tailer.snapshot()
+                self._tell_saved(self.left, self._save(self.left))
                 self._tailer.close()
 
     def give_back(self, origins: Iterable[Origin]) -> None:
@@ -202,9 +205,11 @@ class Rounds:
     # Delivering.
 
     async def _deliver_soon(self, found: Round) -> None:
+        for range_ in found.passed:
+            range_.take()
+        self._changed = self._changed or bool(found.passed or found.ranges)
         if not found.ranges:
             return
-        self._changed = True
         if not found.records:
             for range_ in found.ranges:
                 range_.take()

@@ -1,6 +1,5 @@
 """What the queues behind a receiver hold, through pipelines, connectors and several exporters."""
 
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,15 @@ def program(tmp_path: Path) -> Program:
 
 
 def queues(made: Program) -> dict[str, PipelineQueue]:
-    return {it.context.pipeline: it for it in made.components if isinstance(it, PipelineQueue)}
+    return {it.context.pipeline: it for it in made.assembly.components if isinstance(it, PipelineQueue)}
 
 
 def test_the_exporters_of_a_pipeline_share_a_queue_and_each_pipeline_has_its_own(tmp_path: Path) -> None:
     made = program(tmp_path)
     exporters = {name: [exporter.context.id for exporter in queue.exporters] for name, queue in queues(made).items()}
     assert exporters == {"logs/in": ["otlphttp/a", "otlphttp/c"], "logs/out": ["otlphttp/b"], "logs/other": ["otlphttp/c"]}
-    kinds = [type(component).__name__ for component in made.components]
-    assert kinds[:8] == ["FileStorageExtension", *["PipelineQueue"] * 3, *["OtlpHttpExporter"] * 4]
+    kinds = [type(component).__name__ for component in made.assembly.components]
+    assert kinds[1:9] == ["FileStorageExtension", *["PipelineQueue"] * 3, *["OtlpHttpExporter"] * 4]
 
 
 def test_what_a_receiver_need_not_read_again_is_what_every_queue_that_it_reaches_holds(
@@ -102,12 +101,13 @@ async def test_a_batch_that_takes_two_ways_to_one_queue_is_no_repetition_of_itse
     made = Program(load([str(tmp_path / "c.yaml")], environment={}))
     (queue,) = queues(made).values()
     batch = replace(logs("x"), origins=(Origin("otlp:f", 0, 5, 1, 1),))
-    async with AsyncExitStack() as stack:
-        for component in made.components:
-            await stack.enter_async_context(component)
+    await made.assembly.start()
+    try:
         for each in (batch, logs("y"), logs("y")):
             await made.host.components["receivers/otlp"].emit(each)  # type: ignore[attr-defined]  # a receiver's
         assert queue.journal is not None and queue.journal.readers["otlphttp"].unread.records == 0
         assert made.metrics.value("otelcol_exporter_queue_size") == 4  # two of each, and of the repeated one no more
         assert made.metrics.value("lockgate_queue_duplicate_batches") == 2
         assert made.host.held("otlp") == Held()  # whether both ways have brought it nobody knows
+    finally:
+        await made.assembly.leave(5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ async def echoing(**settings: Any) -> AsyncIterator[tuple[int, list[web.BaseRequ
 
     async def handle(request: web.BaseRequest) -> web.Response:
         requests.append(request)
-        async with server.body(request) as body:
+        async with server.body(request, bytes) as body:
             return web.Response(body=body)
 
     of = context("server", Kind.RECEIVER, clock=settings.pop("clock", None))
@@ -47,7 +48,9 @@ async def post(url: str, body: bytes = b"x" * 10_000, *, clock: Any = None, host
 
 
 @asynccontextmanager
-async def raw_server(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[int]:
+async def raw_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """A TCP server; leaving it waits for what it serves, so that nothing outlives the test."""
     serving: set[asyncio.Task[Any]] = set()
 
@@ -61,7 +64,7 @@ async def raw_server(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter
             writer.transport.abort()
             serving.discard(task)
 
-    server = await asyncio.start_server(track, "127.0.0.1", 0)
+    server = await asyncio.start_server(track, "127.0.0.1", 0, ssl=tls)
     async with server:
         yield server.sockets[0].getsockname()[1]
     for task in serving:
@@ -114,6 +117,17 @@ async def test_tls_goes_through_a_tunnel_and_is_verified_behind_it(monkeypatch: 
     assert proxy.asked == [f"CONNECT backend.test:{port} HTTP/1.1"] * 2
 
 
+async def test_a_proxy_that_speaks_tls_is_verified_before_it_is_sent_a_plain_request(tls: dict[str, str]) -> None:
+    proxy, certificate = Proxy(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.load_cert_chain(tls["both"])
+    async with echoing() as (port, _), raw_server(proxy.serve, certificate) as proxy_port:
+        url, proxy_url = f"http://localhost:{port}/", f"https://localhost:{proxy_port}"
+        assert (await post(url, proxy_url=proxy_url, tls={"ca_file": tls["ca"]})).status == 200
+        with pytest.raises(Retryable):
+            await post(url, proxy_url=proxy_url)
+    assert proxy.asked == [f"POST {url} HTTP/1.1"]
+
+
 async def test_no_proxy_and_loopback_go_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     async with echoing() as (port, _):
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -136,7 +150,7 @@ def test_needs_name_the_proxy_where_there_is_one(monkeypatch: pytest.MonkeyPatch
     ]
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     assert [need for need in settings.needs() if isinstance(need, Connect)] == [
-        Connect("proxy.test", 3128, "requests to https://backend.test through this proxy")
+        Connect("proxy.test", 3128, "requests to https://backend.test through this proxy", is_proxy=True)
     ]
 
 

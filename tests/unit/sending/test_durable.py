@@ -78,7 +78,9 @@ async def exporting_to(directory: Path, servers: dict[str, Server], /, **queue: 
             settings = SendingSettings.model_validate({"sending_queue": sending, "retry_on_failure": retry})
             exporters.append(exporter := ScriptedExporter(settings, replace(of, id=name)))
             exporter.server = server
-        shared = PipelineQueue(of, "file_storage", exporters)
+        shared = PipelineQueue(of, "file_storage")
+        for exporter in exporters:
+            shared.attach(exporter)
         async with asyncio.timeout(20), AsyncExitStack() as stack:
             await stack.enter_async_context(shared)
             for exporter in exporters:
@@ -444,7 +446,9 @@ async def test_an_exporter_of_two_pipelines_gets_from_both_though_one_has_a_back
         exporter = ScriptedExporter(settings, of)
         exporter.server = server = Server()
         server.open.clear()
-        one, other = (PipelineQueue(replace(of, pipeline=name), "file_storage", [exporter]) for name in ("a", "b"))
+        one, other = (PipelineQueue(replace(of, pipeline=name), "file_storage") for name in ("a", "b"))
+        one.attach(exporter)
+        other.attach(exporter)
         async with one, other, exporter:
             await asyncio.gather(*(one.consume(a_batch(number, 2000)) for number in range(50)))
             await other.consume(late := a_batch(99))

@@ -1,6 +1,7 @@
 """QueuedExporter on a virtual clock: what is acknowledged when, what is tried again, what is counted."""
 
 import asyncio
+import gc
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -67,6 +68,19 @@ async def settled(clock: VirtualClock) -> None:
 
 def bodies(batch: Batch) -> list[str]:
     return [record.body.string_value for entry in batch.message.resource_logs for scope in entry.scope_logs for record in scope.log_records]
+
+
+async def test_a_sender_that_waits_keeps_no_batch_alive() -> None:
+    server, clock = Server(), VirtualClock()
+    async with exporting(server, clock) as (exporter, _):
+        await exporter.consume(batch := logs("a"))
+        assert [each.id for each in server.sent] == [batch.id]
+        name = batch.id
+        server.sent.clear()
+        del batch
+        await settled(clock)
+        gc.collect()
+        assert [each for each in gc.get_objects() if isinstance(each, Batch) and each.id == name] == []
 
 
 async def test_consume_returns_when_the_batch_is_delivered_and_not_before() -> None:
@@ -210,6 +224,33 @@ async def test_a_caller_who_gives_up_does_not_stop_what_is_under_way_and_takes_b
         await exporter.consume(logs("c"))
         assert of.metrics.value("otelcol_exporter_queue_size") == 0
     assert [bodies(batch) for batch in server.sent] == [["a"], ["c"]]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_tried_again() -> None:
+    server, clock = Server(Retryable("busy"), Retryable("busy")), VirtualClock()
+    async with exporting(server, clock, retry_on_failure={"initial_interval": "1s", "randomization_factor": 0}) as (exporter, _):
+        given_up = asyncio.create_task(exporter.consume(logs("read again by who had it")))
+        await settled(clock)
+        kept = asyncio.create_task(exporter.consume(logs("waited for")))
+        await settled(clock)
+        assert server.attempts == 2
+        given_up.cancel()
+        await clock.advance(60)
+        await kept
+        assert [bodies(batch) for batch in server.sent] == [["waited for"]]
+
+
+async def test_stopping_waits_for_callers_who_send_themselves() -> None:
+    server, clock = Server(), VirtualClock()
+    server.open.clear()
+    async with exporting(server, clock, sending_queue={"enabled": False}) as (exporter, _):
+        sending = asyncio.create_task(exporter.consume(logs("one")))
+        await settled(clock)
+        stopping = asyncio.create_task(exporter.__aexit__(None, None, None))
+        await settled(clock)
+        assert not stopping.done()
+        server.open.set()
+        await asyncio.gather(sending, stopping)
 
 
 async def test_waiting_batches_are_merged_up_to_max_size_and_the_first_goes_at_once() -> None:

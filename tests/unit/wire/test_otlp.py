@@ -54,6 +54,27 @@ def test_every_valid_request_is_accepted_and_counted(otlp_forms: list[ModuleType
         assert outcome(form, signal, message.SerializeToString()) == count(signal, message)
 
 
+def log(*attributes: bytes) -> bytes:
+    return delimited(2, b"".join(delimited(6, attribute) for attribute in attributes))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(delimited(1, b"key") + delimited(2, delimited(1, b"val\xff")), id="not-utf8"),
+        pytest.param(delimited(1, b"key") + delimited(2, delimited(1, b"value")[:-1]), id="cut"),
+        pytest.param(delimited(1, b"ke\xff") + delimited(2, delimited(1, b"valu")), id="key-not-utf8"),
+    ],
+)
+def test_an_attribute_is_valid_for_its_own_bytes_not_for_those_before_it(otlp_forms: list[ModuleType], bad: bytes) -> None:
+    good = delimited(1, b"key") + delimited(2, delimited(1, b"valu"))
+    request = [delimited(1, delimited(2, b"".join(logs))) for logs in ([log(good)] * 3, [log(good, good), log(bad)])]
+    for form in otlp_forms:
+        assert form.validate(request[0], otlp.LOGS) == 3
+        with pytest.raises(DecodeError):
+            form.validate(request[0] + request[1], otlp.LOGS)
+
+
 edits = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 3), st.binary(max_size=3)), min_size=1, max_size=3)
 
 
@@ -110,6 +131,11 @@ REFUSED = [
     pytest.param(log_record(delimited(10, b"x" * 16)), "span id", id="span-id"),
     pytest.param(log_record(b"\x10" + b"\xff" * 10 + b"\x01"), "longer than ten bytes", id="varint-of-11-bytes"),
     pytest.param(log_record(delimited(5, any_value(49))), "deeper than 100", id="too-deep"),
+    pytest.param(delimited(1, delimited(2, b"\x12\x00" * (1 << 21))), "more than 2097152 records", id="too-many-messages"),
+    # An attribute that was valid before is only compared, and counts all the same.
+    pytest.param(
+        delimited(1, delimited(2, delimited(2, b"\x32\x00" * (1 << 21)))), "more than 2097152 records", id="too-many-equal-attributes"
+    ),
 ]
 
 

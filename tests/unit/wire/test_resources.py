@@ -54,3 +54,23 @@ class TestLocate:
         for first, last, end in places or ():
             assert start < first <= last <= end <= len(payload)
             start = end
+
+
+@pytest.mark.parametrize("kernel", FORMS)
+def test_what_is_edited_and_joined_is_the_request_with_those_resources(kernel: ModuleType) -> None:
+    block = [delimited(1, delimited(1, raw) + SCOPES) for raw in (b"a", b"b" * 200, b"a", b"c", b"d")]
+    asked: list[bytes] = []
+
+    def edit(raw: bytes) -> bytes | None:
+        asked.append(raw)
+        return {b"a": b"A" * 300, b"c": None}.get(raw, raw)
+
+    edited, removed = kernel.resources(b"".join(block)).edited(edit)
+    long = delimited(1, delimited(1, b"A" * 300) + SCOPES)
+    assert asked == [b"a", b"b" * 200, b"c", b"d"]
+    assert removed == [block[3]]
+    assert edited.join() == long + block[1] + long + block[4]
+    assert edited.edited(lambda raw: raw) is None
+    again, removed = edited.edited(lambda raw: None if raw != b"d" else b"D")
+    assert removed == [block[0], block[1], block[2]]
+    assert again.join() == delimited(1, delimited(1, b"D") + SCOPES)

@@ -6,7 +6,8 @@ backend makes the program not ready, never dead: restarting it would only lose w
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse, json_response
 
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
 from lockgate.pipeline.contract import Context, Extension, component
@@ -52,7 +53,7 @@ class HealthCheckExtension(Extension[HealthCheckSettings]):
     async def stop(self) -> None:
         await self.server.stop(1.0)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         if request.method not in ("GET", "HEAD"):
             raise HttpRefusal(405, "only GET and HEAD are answered here")
         blocked = self._blocked()
@@ -63,11 +64,12 @@ class HealthCheckExtension(Extension[HealthCheckSettings]):
             return self._body(503 if blocked else 200, text, {"ready": not blocked, "blocked": blocked})
         if request.path == "/status":
             components = {key: {"running": it.running, "custody": it.custody.value} for key, it in self.context.host.components.items()}
-            return web.json_response({"uptime_seconds": self._uptime(), "blocked": blocked, "components": components})
+            facts = {name: fact() for name, fact in self.context.host.facts.items()}
+            return json_response({"uptime_seconds": self._uptime(), "blocked": blocked, "components": components, **facts})
         raise HttpRefusal(404, f"nothing is at {request.path}; ask {self.settings.path}, /ready or /status")
 
-    def _body(self, status: int, text: str, document: dict[str, object]) -> web.Response:
-        return web.Response(status=status, text=text) if text else web.json_response(document, status=status)
+    def _body(self, status: int, text: str, document: dict[str, object]) -> Response:
+        return Response(status=status, text=text) if text else json_response(document, status=status)
 
     def _uptime(self) -> float:
         return round(self.context.clock.monotonic() - self._started, 3)

@@ -17,16 +17,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response
 from pydantic import Field
 
 from lockgate.batch import Batch, Signal
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
-from lockgate.net.batch_ids import ID_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServerSettings, refused
 from lockgate.net.intake import Intake
-from lockgate.net.otlp_http import JSON, PROTOBUF, OtlpHttp, client_address
+from lockgate.net.otlp_http import JSON, PROTOBUF, OtlpHttp
 from lockgate.pipeline.contract import Context, Receiver, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError, key_values
@@ -84,7 +84,7 @@ class _SumologicHttp(OtlpHttp):
         match = _OTLP_PATH.fullmatch(path)
         return Signal(match["signal"]) if match else None
 
-    async def serve(self, request: web.BaseRequest) -> web.Response:
+    async def serve(self, request: BaseRequest) -> Response:
         source, otlp = _SOURCE_PATH.fullmatch(request.path), _OTLP_PATH.fullmatch(request.path)
         try:
             if source is None and otlp is None:
@@ -107,7 +107,7 @@ class _SumologicHttp(OtlpHttp):
             self.note_refused(request, refusal)
             return refused(refusal)
 
-    async def _take_lines(self, request: web.BaseRequest, wanted: str | None) -> web.Response:
+    async def _take_lines(self, request: BaseRequest, wanted: str | None) -> Response:
         if request.method != "POST":
             raise HttpRefusal(405, f"{request.method} is not served; use POST")
         if request.content_type in _OTHER_METRICS:
@@ -123,10 +123,8 @@ class _SumologicHttp(OtlpHttp):
         def decode(body: bytes, signal: Signal) -> bytes:
             return metrics_request(body, resource, now) if signal is Signal.METRICS else logs_request(body, resource, now)
 
-        async with self.server.body(request) as body:
-            id = request.headers.get(ID_HEADER, "")
-            await self.intake.take(signal, body, peer=client_address(request.remote), transport="http", batch_id=id, decode=decode)
-        return web.Response()
+        await self.hand_on(request, signal, decode)
+        return Response()
 
 
 def _is_known(token: str | None, tokens: list[str]) -> bool:

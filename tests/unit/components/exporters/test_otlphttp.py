@@ -30,7 +30,7 @@ async def backend(*script: web.Response) -> AsyncIterator[tuple[str, list[tuple[
     got: list[tuple[str, dict[str, str], bytes]] = []
 
     async def handle(request: web.BaseRequest) -> web.Response:
-        async with server.body(request) as body:
+        async with server.body(request, bytes) as body:
             got.append((request.path, dict(request.headers), body))
         return answers.pop(0) if answers else web.Response()
 

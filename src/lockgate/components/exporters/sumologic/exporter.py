@@ -12,7 +12,7 @@ exporter, and Sumo Logic's "HTTP Source upload"):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Literal, Self
@@ -31,6 +31,7 @@ from lockgate.pipeline.contract import Context, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.sending.exporter import QueuedExporter, Rejected
 from lockgate.sending.otlp_answers import partial_success
+from lockgate.sending.queue import Entry
 from lockgate.sending.settings import SendingSettings
 
 _NEVER = {400, 413, 414, 415, 422, 431}
@@ -122,11 +123,11 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
     def compression(self) -> tuple[str, int | None]:
         return self.settings.compression, self.settings.compression_params.level
 
-    async def _attempts(self, batch: Batch) -> Rejected | None:
+    async def _attempts(self, batch: Batch, entries: Sequence[Entry]) -> Rejected | None:
         task = asyncio.current_task()
         self._done[task] = {}
         try:
-            return await super()._attempts(batch)
+            return await super()._attempts(batch, entries)
         finally:
             del self._done[task]
 

@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 from array import array
+from dataclasses import dataclass
 
 import re2
 
@@ -20,6 +21,11 @@ _FORMATS = {"": cri.AUTO, "docker": cri.DOCKER, "crio": cri.CRI, "containerd": c
 _POD_PATH = re.compile(r"([^/_]+)_([^/_]+)_([a-f0-9-]+)/([^/._]+)/(\d+)\.log$")
 """contrib, pkg/stanza/operator/parser/container: the same shape."""
 _POD_KEYS = ("k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid", "k8s.container.name", "k8s.container.restart_count")
+
+
+_STDOUT, _STDERR = key_values(6, [("log.iostream", "stdout")]), key_values(6, [("log.iostream", "stderr")])
+_CONTAINER_FLUSH = {Flush.NOTHING: 0, Flush.QUIET: cri.FLUSH_GROUPS, Flush.END: cri.FLUSH_GROUPS | cri.FLUSH_LINE}
+"""A runtime finishes the line that it writes, so a torn one is left alone until the file has ended."""
 
 
 def make_parser(settings: FilelogSettings, path: str, real: str, descriptor: int) -> Parser:
@@ -88,19 +94,23 @@ def _parser(settings: FilelogSettings, operator: ContainerOperator | None, resou
 
 
 def _container(operator: ContainerOperator, trim: int, resource: bytes, attributes: bytes) -> Parser:
-    line_format = _FORMATS[operator.format]
-    by_stream = (
-        key_values(6, [("log.iostream", "stdout")]) + attributes,
-        key_values(6, [("log.iostream", "stderr")]) + attributes,
-        attributes,
-    )
-    # A runtime finishes the line that it writes, so a torn one is left alone until the file has ended.
-    flags = {Flush.NOTHING: trim, Flush.QUIET: trim | cri.FLUSH_GROUPS, Flush.END: trim | cri.FLUSH_GROUPS | cri.FLUSH_LINE}
+    return _Container(resource, attributes, operator.max_log_size, _FORMATS[operator.format], trim)
 
-    def parse(chunk: bytes, max_records: int, flush: Flush, observed_unix_nano: int) -> Parsed:
-        return cri.parse(chunk, resource, by_stream, observed_unix_nano, max_records, operator.max_log_size, line_format, flags[flush])
 
-    return parse
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """A container's log. No closure: there are thousands, and an object with slots is a fifth of one."""
+
+    resource: bytes
+    attributes: bytes
+    max_log_size: int
+    line_format: int
+    trim: int
+
+    def __call__(self, chunk: bytes, max_records: int, flush: Flush, observed_unix_nano: int) -> Parsed:
+        by_stream = (_STDOUT + self.attributes, _STDERR + self.attributes, self.attributes)
+        flags = self.trim | _CONTAINER_FLUSH[flush]
+        return cri.parse(chunk, self.resource, by_stream, observed_unix_nano, max_records, self.max_log_size, self.line_format, flags)
 
 
 def _multiline(multiline: Multiline, limit: int, trim: int, resource: bytes, attributes: bytes) -> Parser:

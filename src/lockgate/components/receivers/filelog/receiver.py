@@ -36,10 +36,11 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         storage: Storage | None = None
         if settings.storage:
             storage = context.host.extension(settings.storage).storage(f"{context.kind}/{context.id}")
-        saved = await self._load(storage) if storage is not None else []
+        left: list[Saved] | None = context.host.left.get(self._key)
+        saved = left if left is not None else await self._load(storage) if storage is not None else []
         held = context.host.held(context.id)
-        # What cannot be known is read again: duplicates, not loss.
-        at_end = settings.start_at == "end" and saved is not None
+        # What cannot be known is read again: duplicates, not loss. What came to be while nobody looked is new.
+        at_end = settings.start_at == "end" and saved is not None and left is None
 
         def parser(path: str, real: str, descriptor: int) -> Parser:
             return make_parser(settings, path, real, descriptor)
@@ -96,7 +97,15 @@ class FilelogReceiver(Receiver[FilelogSettings]):
 
     async def stop(self) -> None:
         if self._rounds is not None:
-            await self._rounds.stop()
+            try:
+                await self._rounds.stop()
+            finally:
+                if self._rounds.left is not None:
+                    self.context.host.left[self._key] = self._rounds.left
+
+    @property
+    def _key(self) -> str:
+        return f"{self.context.kind.value}/{self.context.id}"
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         if self._rounds is not None:
