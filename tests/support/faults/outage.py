@@ -18,17 +18,17 @@ def play(directory: Path, seed: int, *, seconds: float, lines_per_second: float 
     lab = Laboratory(directory, random.Random(seed), lines_per_second=lines_per_second, rotate_bytes=1 << 20, keep_files=5)
     with lab:
         agent = lab.roles["agent"]
-        wait_until(lambda: lab.books()["stored"], what="delivery before the outage")
+        wait_until(lambda: lab.rows(), what="delivery before the outage")
         before = memory_bytes(agent)
         lab.front.outage = True
         time.sleep(seconds)
         queued = agent.metrics()["otelcol_exporter_queue_size"]
         ready, most = agent.get("/ready")[1], memory_bytes(agent)
-        waiting = lab.pods.lines - lab.books()["stored"]
+        waiting = lab.pods.lines - lab.rows()
         lab.front.outage = False
         ended = time.monotonic()
         lab.pods.stop()
-        wait_until(lambda: lab.books()["lost"] == 0, drain_seconds, "everything in the backend")
+        wait_until(lambda: lab.rows() >= lab.pods.lines, drain_seconds, "everything in the backend")
         took = time.monotonic() - ended
         figures = Figures(seed=seed, seconds=seconds, lines_per_second=lines_per_second, queued_batches=int(queued), waiting_lines=waiting)
         figures |= {
@@ -59,7 +59,7 @@ def play_too_long(directory: Path, seed: int, *, lost_files: int = 2, lines_per_
     )
     with lab:
         agent, (log,) = lab.roles["agent"], lab.pods.logs
-        wait_until(lambda: lab.books()["stored"], what="delivery before the outage")
+        wait_until(lambda: lab.rows(), what="delivery before the outage")
         lab.front.outage = True
         deleted = log.deleted
         wait_until(lambda: _is_full(lab), 60, "a full queue")
@@ -102,7 +102,7 @@ def _stored_until_quiet(lab: Laboratory, seconds: float) -> float:
     began = last = time.monotonic()
     stored = -1
     while time.monotonic() - last < 2 and time.monotonic() - began < seconds:
-        if (now := lab.books()["stored"]) != stored:
+        if (now := lab.rows()) != stored:
             stored, last = now, time.monotonic()
         time.sleep(0.1)
     return last - began

@@ -170,10 +170,10 @@ class _Reader:
         path = _strings(call.arguments)[0].decode()
         self._accepted.pop(call.result, None)
         self._sent.pop(call.result, None)
-        if not (self._is_ours(path) or path + "/" == self._root):
+        flags = call.arguments.rpartition('"')[2]
+        if not (self._is_ours(path) or path + "/" == self._root) or "O_PATH" in flags:
             self._open.pop(call.result, None)
             return
-        flags = call.arguments.rpartition('"')[2]
         if "O_DIRECTORY" in flags:
             self._open[call.result] = _Open(path, -1)
             return
