@@ -13,11 +13,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+import yaml
 from support.backend import Backend
 from support.intruder import installed, order
 from support.kubernetes import pod, put, sample_in_thread
@@ -38,11 +40,6 @@ CONFIG = """
 extensions: {{intruder: {{port: {port}}}}}
 service: {{sandbox: {mode}, shutdown_timeout: 2s, extensions: [{extensions}]}}
 """
-EXTENSIONS = {
-    "logs_collector": "health_check, file_storage",
-    "backend": "health_check, query",
-    "sample": "health_check, sample_cluster",
-}
 PRESETS = ["logs_collector", "logs_metadata", "metrics_metadata", "traces", "backend", "sample"]
 REFUSED = {"EACCES", "EPERM"}
 
@@ -105,7 +102,7 @@ class Place:
             case _:
                 assert post(f"{url}/logs", log_batch("one").payload) == 200
         if preset.endswith("metadata") or preset == "traces":
-            assert self.backend.seen > before, "delivered nowhere"
+            wait_until(lambda: self.backend.seen > before, what="delivered")
 
     def _sampled(self) -> int:
         return sum(path.stat().st_size for path in self.pods.glob("*/*/0.log") if path.parent != self.container)
@@ -201,7 +198,8 @@ def victim(directory: Path, open_to_role: Path) -> Iterator[Victim]:
 def running(place: Place, preset: str, mode: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple[Role, Callable[..., str]]]:
     """The role, and what gives its intruder an order."""
     port = free_port()
-    text = CONFIG.format(port=port, mode=mode, extensions=f"{EXTENSIONS.get(preset, 'health_check')}, intruder")
+    own = yaml.safe_load(resources.files("lockgate.presets").joinpath(f"{preset}.yaml").read_text())["service"]["extensions"]
+    text = CONFIG.format(port=port, mode=mode, extensions=", ".join([*own, "intruder"]))
     environment = place.environment | installed(place.directory / "site")
     with Role(place.directory / "role", text, environment, preset=preset, prefix=prefix) as role:
         yield role, lambda name, *arguments: order(port, name, *arguments)

@@ -1,11 +1,11 @@
 """The components of a configuration, made, wired, started and stopped; and changed into those of another while telemetry passes.
 
-Everything that takes batches stands at a joint: exporters, connectors, the head of each pipeline. A change goes
+Everything that takes batches stands at a joint: exporters, queues on disk, connectors, the head of each pipeline. A change goes
 
     1  receivers that change or go are stopped; what they have under way drains through what stands there still
-    2  exporters and extensions that change or go are stopped; batches wait at the closed joint of an exporter, and so does what its queue
-       in memory could not deliver
-    3  the new ones are started: extensions, exporters, pipelines, receivers; each joint is opened as soon as somebody stands there
+    2  exporters, their queues on disk and extensions that change or go are stopped; batches wait at the closed joint of an exporter or a
+       queue, and so does what a queue in memory could not deliver
+    3  the new ones are started: extensions, queues, exporters, pipelines, receivers; each joint is opened as soon as somebody stands there
     4  replaced processors stop when the last batch has left them, be it hours later, where an exporter is down
 
 so that nobody's batch is dropped, or handed on twice. A start that fails in 3 is taken back: what was stopped is made and started anew.
@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from lockgate.batch import Signal
 from lockgate.collector.config import Configuration, Configured, Pipeline
 from lockgate.collector.host import ProgramHost
-from lockgate.collector.plan import TELEMETRY, Plan, fed_by, places
+from lockgate.collector.plan import TELEMETRY, Plan, ahead, fed_by, places, queues
 from lockgate.collector.telemetry import MetricsServer
 from lockgate.kit.clock import Clock
 from lockgate.kit.metrics import Metrics
 from lockgate.net.listener import UNIX, Address
-from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Exporter, Kind, Processor, Receiver, Status
-from lockgate.pipeline.fan_out import fan_out
+from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Exporter, Holder, Kind, Processor, Receiver, Status
+from lockgate.pipeline.fan_out import Fork, fan_out
 from lockgate.pipeline.graph import leave
 from lockgate.pipeline.joint import Joint
 from lockgate.pipeline.needs import Listen
@@ -70,12 +70,12 @@ class Assembly:
     def components(self) -> list[Component[Any]]:
         """All that run, in the order of entering."""
         places_ = list(places(self.configuration))
-        ranks = {"service": 0, "extensions": 1, "exporters": 2, "pipelines": 3, "connectors": 3, "receivers": 5}
+        ranks = {"service": 0, "extensions": 1, "queues": 2, "exporters": 3, "pipelines": 4, "connectors": 4, "receivers": 6}
         units = [
             (ranks[key.partition("/")[0]], places_.index(key) if key in places_ else -1, unit.components)
             for key, unit in self._units.items()
         ]
-        units += [(4, position, unit.components) for position, (_, unit) in enumerate(self._retired)]
+        units += [(5, position, unit.components) for position, (_, unit) in enumerate(self._retired)]
         return [component for *_, components in sorted(units, key=lambda it: it[:2]) for component in components]
 
     async def start(self) -> None:
@@ -118,7 +118,8 @@ class Assembly:
     # Making.
 
     def _make_all(self, configuration: Configuration, keys: Iterable[str]) -> None:
-        self._units |= {key: self._make(configuration, key) for key in keys}
+        for key in keys:
+            self._units[key] = self._make(configuration, key)
         self._publish()
         self._feed(configuration)
 
@@ -130,15 +131,23 @@ class Assembly:
             settings = configuration.service.telemetry.metrics.prometheus()
             assert settings is not None
             return _Unit([MetricsServer(settings, self._context("telemetry", Kind.EXTENSION, key))])
+        if section == "queues":
+            name, _, storage = id.rpartition("@")
+            return self._make_queue(next(pipeline for pipeline in configuration.pipelines if pipeline.id == name), storage)
         component = self._make_component(configuration.components[Kind(section), id])
+        for queue in self._queues_of(configuration, component):
+            queue.attach(component)
         if isinstance(component, Connector):
             component.outputs = {pipeline: self._joint(f"pipelines/{pipeline}") for pipeline in fed_by(configuration, id)}
         return _Unit([component], component if isinstance(component, Exporter | Connector) else None)
 
     def _make_pipeline(self, configuration: Configuration, pipeline: Pipeline) -> _Unit:
-        kinds = [Kind.EXPORTER if (Kind.EXPORTER, id) in configuration.components else Kind.CONNECTOR for id in pipeline.exporters]
-        unit = _Unit()
-        head = fan_out([self._joint(f"{kind.value}/{id}") for kind, id in zip(kinds, pipeline.exporters, strict=True)], self._clock)
+        _, crossed = configuration.forks()
+        is_fork, unit = pipeline.id in crossed, _Unit()
+        joints = [(key, self._joint(key)) for key in ahead(configuration, pipeline)]
+        head = fan_out(
+            [Fork(pipeline.id, joint) if is_fork and key.startswith("connectors/") else joint for key, joint in joints], self._clock
+        )
         for id in reversed(pipeline.processors):
             processor = self._make_component(configuration.components[Kind.PROCESSOR, id], pipeline)
             assert isinstance(processor, Processor)
@@ -147,6 +156,19 @@ class Assembly:
             unit.components.append(processor)
         unit.head = head
         return unit
+
+    def _queues_of(self, configuration: Configuration, component: Component[Any]) -> Iterator[Any]:
+        """The queues on disk that feed this exporter, of its pipelines; nothing else has any."""
+        for pipeline in configuration.pipelines if isinstance(component, Exporter) else ():
+            for key, exporters in queues(configuration, pipeline).items():
+                if any(exporter.id == component.context.id for exporter in exporters):
+                    yield self._units[key].components[0]
+
+    def _make_queue(self, pipeline: Pipeline, storage: str) -> _Unit:
+        from lockgate.sending.durable import PipelineQueue  # what only a queue on disk needs
+
+        queue = PipelineQueue(self._context(f"queue/{storage}", Kind.EXTENSION, f"queue/{pipeline.id}", pipeline), storage)
+        return _Unit([queue], queue)
 
     def _make_component(self, configured: Configured, pipeline: Pipeline | None = None) -> Component[Any]:
         key = configured.key + (f"@{pipeline.id}" if pipeline else "")
@@ -193,8 +215,19 @@ class Assembly:
                 fed = [pipeline.id for pipeline in configuration.pipelines if pipeline.signal is kind and id in pipeline.receivers]
                 if fed:
                     receiver.outputs[kind] = fan_out([self._joint(f"pipelines/{name}") for name in fed], self._clock)
-            exporters = [self._units[f"exporters/{name}"].components[0] for name in configuration.behind(id)]
-            self._host.add_behind(id, [exporter for exporter in exporters if isinstance(exporter, Exporter)])
+            self._host.add_behind(id, self._behind(configuration, id))
+
+    def _behind(self, configuration: Configuration, receiver: str) -> list[Holder | None]:
+        joined, _ = configuration.forks()
+        holders = dict[Holder | None, None]()
+        for pipeline, id in configuration.behind(receiver):
+            queue = next((key for key, its in queues(configuration, pipeline).items() if any(it.id == id for it in its)), None)
+            taker = self._units[queue if queue is not None else f"exporters/{id}"].components[0]
+            holders[cast(Holder, taker) if taker.keeps_accounts else None] = None
+            if pipeline.id in joined:
+                # What one way has brought is no sign of what the other has: nothing counts as durable there, and may come twice.
+                holders[None] = None
+        return list(holders)
 
     async def _stop(self, plan: Plan, stop: asyncio.Event) -> bool:
         """Whether the program is to stop altogether."""

@@ -182,11 +182,29 @@ class Configuration:
                 names |= dict.fromkeys((k, id) for k in kinds)
         return [self.components[name] for name in names]
 
-    def behind(self, receiver: str) -> list[str]:
-        """The exporters that what this receiver (or connector) brings may reach."""
-        ahead = [id for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
-        found = {id: [id] if (Kind.EXPORTER, id) in self.components else self.behind(id) for id in ahead}
-        return list(dict.fromkeys(id for ids in found.values() for id in ids))
+    def behind(self, receiver: str) -> list[tuple[Pipeline, str]]:
+        """The exporters that what this receiver (or connector) brings may reach, each with the pipeline that it is reached by."""
+        ahead = [(pipeline, id) for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
+        found = [[(pipeline, id)] if (Kind.EXPORTER, id) in self.components else self.behind(id) for pipeline, id in ahead]
+        return list(dict.fromkeys(pair for pairs in found for pair in pairs))
+
+    def routes(self, receiver: str, crossed: tuple[str, ...] = ()) -> list[tuple[str, tuple[str, ...]]]:
+        """The pipelines that what this receiver (or connector) brings may reach, each with the pipelines that it has crossed before."""
+        own = [pipeline for pipeline in self.pipelines if receiver in pipeline.receivers]
+        ahead = [(pipeline.id, id) for pipeline in own for id in pipeline.exporters if (Kind.CONNECTOR, id) in self.components]
+        further = [route for pipeline, id in ahead for route in self.routes(id, (*crossed, pipeline))]
+        return [*((pipeline.id, crossed) for pipeline in own), *further]
+
+    def forks(self) -> tuple[set[str], set[str]]:
+        """The pipelines that some receiver reaches by several ways, and those that are crossed on these ways."""
+        joined, crossed = set[str](), set[str]()
+        for receiver in {id for pipeline in self.pipelines for id in pipeline.receivers if (Kind.RECEIVER, id) in self.components}:
+            routes = self.routes(receiver)
+            reached = [pipeline for pipeline, _ in routes]
+            several = {pipeline for pipeline in reached if reached.count(pipeline) > 1}
+            joined |= several
+            crossed |= {name for pipeline, way in routes if pipeline in several for name in way}
+        return joined, crossed
 
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""

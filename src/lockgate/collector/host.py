@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lockgate.batch import Origin
 from lockgate.kit.clock import Clock
-from lockgate.pipeline.contract import Component, Context, Exporter, Extension, Held, Receiver, Status
+from lockgate.pipeline.contract import NO_GROUPS, Component, Context, Extension, Held, Holder, Receiver, Status
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class ProgramHost:
         self._components: dict[str, Component[Any]] = {}
         self.service = Status(clock)
         """Of the program itself."""
-        self._behind: dict[str, list[Exporter[Any]]] = {}
+        self._behind: dict[str, list[Holder | None]] = {}
         self.keeps: Callable[[object], bool] = lambda _: False
         """Whether what is shared under this key stays although nobody uses it: listening sockets, while a reload goes on."""
         self.left: dict[str, Any] = {}
@@ -47,16 +47,20 @@ class ProgramHost:
         """Makes these components known by `kind/id` (processors: `kind/id@pipeline`), and no others."""
         self._components = {_key(component.context): component for component in components}
 
-    def add_behind(self, receiver: str, exporters: Sequence[Exporter[Any]]) -> None:
-        """Makes known which exporters a receiver's batches may reach."""
-        self._behind[receiver] = list(exporters)
+    def add_behind(self, receiver: str, queues: Sequence[Holder | None]) -> None:
+        """Makes known where a receiver's batches go: the durable queues, and None where something takes them that keeps nothing."""
+        self._behind[receiver] = list(queues)
 
     def held(self, owner: str) -> Held:
-        return Held.by_all([exporter.held(owner) for exporter in self._behind[owner]])
+        return Held.by_all([Held() if queue is None else queue.held(owner) for queue in self._behind[owner]])
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
-        for exporter in self._behind[owner]:
-            exporter.saved(owner, positions)
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
+        for queue in self._behind[owner]:
+            if queue is not None:
+                queue.saved(owner, positions, groups)
+
+    def behind(self, owner: str) -> Sequence[Holder]:
+        return [queue for queue in self._behind.get(owner, ()) if queue is not None]
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         for owner in {origin.owner for origin in origins}:

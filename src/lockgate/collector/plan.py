@@ -48,12 +48,24 @@ def places(configuration: Configuration) -> dict[str, Place]:
     found = {}
     if (prometheus := configuration.service.telemetry.metrics.prometheus()) is not None:
         found[TELEMETRY] = Place(prometheus)
-    for kind in (Kind.EXTENSION, Kind.EXPORTER):
-        found |= {key: _place(it) for key, it in used.items() if it.kind is kind}
+    found |= {key: _place(it) for key, it in used.items() if it.kind is Kind.EXTENSION}
+    feeds: dict[str, list[str]] = {}
+    for pipeline in configuration.pipelines:
+        for key, exporters in queues(configuration, pipeline).items():
+            named = {f"{Kind.EXTENSION.value}/{exporters[0].settings.queued_in()}", *(it.key for it in exporters)}
+            found[key] = Place([_place(it).made_of for it in exporters], frozenset(named))
+            for exporter in exporters:
+                feeds.setdefault(exporter.key, []).append(key)
+    for key, it in used.items():
+        if it.kind is Kind.EXPORTER:
+            # A queue and the exporters that it feeds are started and stopped together.
+            place = _place(it, feeds.get(key))
+            found[key] = Place(place.made_of, place.extensions | set(feeds.get(key, ())))
+    _, crossed = configuration.forks()
     for each in _against_the_flow(configuration):
         if isinstance(each, Pipeline):
             processors = [configuration.components[Kind.PROCESSOR, id] for id in each.processors]
-            made_of = [_place(it).made_of for it in processors], each.exporters
+            made_of = [_place(it).made_of for it in processors], ahead(configuration, each), each.id in crossed
             found[f"pipelines/{each.id}"] = Place(made_of, frozenset[str]().union(*(_place(it).extensions for it in processors)))
         else:
             found[each.key] = _place(each, fed_by(configuration, each.id))
@@ -66,6 +78,23 @@ def places(configuration: Configuration) -> dict[str, Place]:
 def fed_by(configuration: Configuration, id: str) -> list[str]:
     """The pipelines that this receiver or connector feeds."""
     return [pipeline.id for pipeline in configuration.pipelines if id in pipeline.receivers]
+
+
+def queues(configuration: Configuration, pipeline: Pipeline) -> dict[str, list[Configured]]:
+    """The queues on disk of this pipeline by key, `queues/PIPELINE@STORAGE`, with the exporters that share each."""
+    found: dict[str, list[Configured]] = {}
+    for id in pipeline.exporters:
+        exporter = configuration.components.get((Kind.EXPORTER, id))
+        if exporter is not None and (storage := exporter.settings.queued_in()):
+            found.setdefault(f"queues/{pipeline.id}@{storage}", []).append(exporter)
+    return found
+
+
+def ahead(configuration: Configuration, pipeline: Pipeline) -> list[str]:
+    """The keys of the queues, exporters and connectors that this pipeline hands its batches to."""
+    queued = {it.id: key for key, exporters in queues(configuration, pipeline).items() for it in exporters}
+    kinds = [Kind.EXPORTER if (Kind.EXPORTER, id) in configuration.components else Kind.CONNECTOR for id in pipeline.exporters]
+    return list(dict.fromkeys(queued.get(id, f"{kind.value}/{id}") for kind, id in zip(kinds, pipeline.exporters, strict=True)))
 
 
 def _place(configured: Configured, *more: Any) -> Place:
@@ -81,8 +110,8 @@ def _against_the_flow(configuration: Configuration) -> Iterator[Pipeline | Confi
     done: set[str] = set()
     while waiting:
         for each in list(waiting):
-            ahead = [id for id in each.exporters if id in names] if isinstance(each, Pipeline) else fed_by(configuration, each.id)
-            if done.issuperset(ahead):
+            needed = [id for id in each.exporters if id in names] if isinstance(each, Pipeline) else fed_by(configuration, each.id)
+            if done.issuperset(needed):
                 waiting.remove(each)
                 done.add(each.id)
                 yield each

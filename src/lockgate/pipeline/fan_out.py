@@ -50,6 +50,16 @@ class FanOut:
                 return None
 
 
+class Fork:
+    """The way from a pipeline into a connector, where another way leads to the same place: gives batches ids of this way."""
+
+    def __init__(self, name: str, consumer: Consumer) -> None:
+        self._name, self._consumer = name, consumer
+
+    async def consume(self, batch: Batch) -> None:
+        await self._consumer.consume(batch.through(self._name))
+
+
 def fan_out(consumers: Sequence[Consumer], clock: Clock) -> Consumer:
     """These consumers as one; a single one is itself."""
     return consumers[0] if len(consumers) == 1 else FanOut(consumers, clock)

@@ -188,6 +188,10 @@ class ComponentSettings(Settings):
         """(where, what) of each setting that a pipeline of this signal cannot use; start would refuse it."""
         yield from ()
 
+    def queued_in(self) -> str:
+        """Of an exporter: the storage extension that its queue is in, which it shares with others of its pipelines; empty for none."""
+        return ""
+
     def warnings(self) -> Iterator[str]:
         """What is accepted, but gives up a promise or has no effect here; shown at start and by `validate`."""
         for value in self.__dict__.values():

@@ -1,9 +1,11 @@
 """What happened, for metrics, status and the log: counts, losses in words, paths that cannot be read. Knows no file, decides nothing."""
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lockgate.kit.unreadable import describe_unreadable
+from lockgate.pipeline.ledger import Gap
 from lockgate.tail.open import Refused
 
 _MAX_PROBLEMS = 1000
@@ -36,8 +38,13 @@ class Counts:
 class Account:
     """Written by the reading thread, read by any."""
 
-    def __init__(self) -> None:
+    def __init__(self, gaps: Iterable[Gap], unix_nano: Callable[[], int]) -> None:
+        self._unix_nano = unix_nano
         self.counts = Counts()
+        self.at = ""
+        """The file that is being read; empty while directories are looked at."""
+        self.gaps: dict[tuple[str, str], Gap] = {(gap.path, gap.reason): gap for gap in gaps}
+        """What was gone before it was read, by path and reason; of at most so many, the others under the empty path."""
         self.problems: dict[str, str] = {}
         """What cannot be read and why, by path; at most so many."""
         self._old_problems: dict[str, str] = {}
@@ -50,6 +57,12 @@ class Account:
 
     def lose(self, lost_bytes: int, path: str, how: str) -> None:
         """Count what is gone; without bytes, that it is not known whether anything is."""
+        named = (path, how) if (path, how) in self.gaps or len(self.gaps) < _MAX_PROBLEMS else ("", how)
+        gap = self.gaps.setdefault(named, Gap(*named))
+        gap.bytes += lost_bytes
+        gap.times += 1 if lost_bytes else 0
+        gap.unknown += 0 if lost_bytes else 1
+        gap.time_unix_nano = self._unix_nano()
         if lost_bytes:
             self.counts.gaps += 1
             self.counts.lost_bytes += lost_bytes

@@ -73,6 +73,12 @@ class Files:
             entry, keep = entry.moved_to(copy, status), True  # the file goes, or has gone, and its content is known in the next process
         elif not keep and file.name == file.path and self._is_rotated(file.path):
             self._account.lose(0, file.path, "it was deleted, and so may others of this log that were rotated after it")
+        self.let_go(file)
+        if keep:
+            self._known.remember(entry)
+
+    def let_go(self, file: Followed) -> None:
+        """Close it, and keep nothing of it."""
         os.close(file.descriptor)
         del self.opened[file.identity]
         for name in {file.name, file.path, file.real}:
@@ -81,8 +87,6 @@ class Files:
         for group in (self.ready, self.unfinished, self.leaving):
             group.pop(file, None)
         self._known.uncount_inode(file.inode)
-        if keep:
-            self._known.remember(entry)
 
     def _is_rotated(self, log: str) -> bool:
         """Whether rotated files of this log are known: then it is a kubelet's."""

@@ -3,11 +3,15 @@
 import os
 from collections.abc import Callable
 
+from msgspec import structs
+
 from lockgate.tail.account import Account
 from lockgate.tail.arrivals import Arrivals
 from lockgate.tail.files import Files
 from lockgate.tail.known import Known
+from lockgate.tail.open import status_of
 from lockgate.tail.options import Options
+from lockgate.tail.packed import unpacked_size
 from lockgate.tail.queued import Queued
 from lockgate.tail.recognition import Recognition
 
@@ -79,6 +83,7 @@ class Look:
         if self._files.leaving and now >= self._next_leaving:
             self._next_leaving = now + min(_LEAVING_SECONDS, self._options.linger_seconds)
             self._check_leaving(now)
+            self._let_go_of_deleted()
         if self._files.unfinished and self._options.flush_seconds:
             for file in self._files.unfinished:
                 if now - file.quiet_since >= self._options.flush_seconds:
@@ -120,3 +125,23 @@ class Look:
                     self._arrivals.discovery.rescan([os.path.dirname(file.real)])
                     self._meet()
                 self._files.close(file, keep=keep)
+
+    def _let_go_of_deleted(self) -> None:
+        """Deleted files that wait to be read take space that their owner thinks free: beyond a bound the oldest are a gap."""
+        kept = 0
+        for file in reversed(list(self._files.leaving)):
+            status = os.fstat(file.descriptor)
+            if status.st_nlink or file.life is None or not file.life.settled:
+                continue
+            size = status.st_size if file.unpacked is None else unpacked_size(file.descriptor, status.st_size)
+            unread = max(0, size - file.life.read)
+            kept += unread
+            if kept <= self._options.max_deleted_bytes or not unread:
+                continue
+            path, copy = file.copy or ("", None)
+            entry = structs.replace(file.saved(), size=size)
+            self._files.let_go(file)
+            if copy is not None and status_of(path, (copy.st_dev, copy.st_ino)) is not None:
+                self._known.remember(entry.moved_to(path, copy))  # its content is still there, compressed
+            else:
+                self._account.lose(unread, file.path, "it was deleted, and more than max_deleted_size of deleted files waited to be read")

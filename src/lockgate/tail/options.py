@@ -24,6 +24,8 @@ class Options:
     fingerprint_bytes: int = 1000
     max_record_bytes: int = 1 << 20
     max_files: int = 1024
+    max_deleted_bytes: int = 64 << 20
+    """Of deleted files that are not read yet; beyond it the oldest are given up."""
     flush_seconds: float = 5.0
     """An unfinished record is given out after so long without a new byte; 0 is never."""
     linger_seconds: float = 10.0

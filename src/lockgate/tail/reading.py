@@ -108,6 +108,7 @@ class Reader:
     def _read(self, file: Followed, size: int, max_records: int, into: Round) -> tuple[int, int, bool]:
         """Read up to `size` bytes into the round: bytes used, records, whether there is more."""
         self._account.counts.reads += 1
+        self._account.at = file.name
         now = self._monotonic()
         life = file.life or self._begin(file, now)
         if life is None:

@@ -11,14 +11,16 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 
 from msgspec import structs
 
 from lockgate.kit.ranges import Ranges
+from lockgate.pipeline.ledger import Gap, Place, Source
 from lockgate.tail.account import Account, Counts
 from lockgate.tail.arrivals import Arrivals
 from lockgate.tail.files import Files
-from lockgate.tail.follow import MakeParser, Saved
+from lockgate.tail.follow import Followed, MakeParser, Saved
 from lockgate.tail.known import Known
 from lockgate.tail.lives import Lives
 from lockgate.tail.look import Look
@@ -40,12 +42,13 @@ class Tailer:
         *,
         durable: Mapping[str, Ranges] | None = None,
         lost: Mapping[str, Ranges] | None = None,
+        gaps: Iterable[Gap] = (),
         monotonic: Callable[[], float] = time.monotonic,
         unix_nano: Callable[[], int] = time.time_ns,
     ) -> None:
         self.options = options
         saved, durable = list(saved), durable or {}
-        self._account = account = Account()
+        self._account = account = Account(gaps, unix_nano)
         self._again = again = Again()
         queued = Queued(durable, lost or {}, again)
         for entry in saved:
@@ -54,7 +57,7 @@ class Tailer:
         is_new = not saved and not queued.keys
         self._known = known = Known(saved)
         self._files = files = Files(options.max_files, known, account, monotonic)
-        lives = Lives(options, files, known, account, queued, again)
+        self._lives = lives = Lives(options, files, known, account, queued, again)
         self._arrivals = arrivals = Arrivals(
             options, files, known, lives, account, make_parser, monotonic, unix_nano, from_start=not is_new or not options.start_at_end
         )
@@ -66,6 +69,16 @@ class Tailer:
     @property
     def counts(self) -> Counts:
         return self._account.counts
+
+    @property
+    def at(self) -> str:
+        """The file that is being read; empty while directories are looked at."""
+        return self._account.at
+
+    @property
+    def gaps(self) -> dict[tuple[str, str], Gap]:
+        """What was gone before it was read, by path and reason."""
+        return self._account.gaps
 
     @property
     def problems(self) -> dict[str, str]:
@@ -120,13 +133,52 @@ class Tailer:
             entries = [structs.replace(entry, again=self._again.of(entry.key)) for entry in entries]
         return entries
 
+    def look_at(self, place: Callable[[str, str], Place | None]) -> list[Source]:
+        """Every content that `place` (path as matched, where it stands) does not answer None for, and how far it was read."""
+        found = []
+        for file in self._files.opened.values():
+            if (where := place(file.path, file.real)) is None:
+                continue
+            entry = file.saved()
+            size = file.size if file.unpacked is not None else os.fstat(file.descriptor).st_size
+            read = file.life.read if file.life is not None else 0
+            oldest = _oldest_unread(file, read, size) if size > read else 0
+            found.append(
+                Source(
+                    entry.key,
+                    file.name,
+                    where,
+                    os.path.dirname(file.real),
+                    size,
+                    entry.position,
+                    read,
+                    oldest,
+                    file.pending_lines,
+                    file.unpacked is not None,
+                )
+            )
+        for entry in [*self._known.saved.values(), *self._known.orphans]:
+            if (where := place(entry.path, entry.real)) is not None and (entry.key or entry.size):
+                size = entry.position if entry.done else max(entry.size, entry.position)
+                group = os.path.dirname(entry.real)
+                found.append(Source(entry.key, entry.real, where, group, size, entry.position, entry.position, compressed=entry.packed))
+        return found
+
     def give_back(self, ranges: Iterable[tuple[str, int, int]]) -> None:
         """A queue lost these ranges (key, start, end): the next calls of `collect` read them again."""
         for key, start, end in ranges:
             self._again.add(key, [(start, end)])
 
+    def look(self) -> None:
+        """Look at what changed and read nothing, for while nobody takes what is read: what is rotated and deleted meanwhile is known."""
+        self._look.look()
+        for file in list(self._files.opened.values()):
+            if file.life is None:  # else its compressed copy would be taken for another content
+                self._lives.identify(file, os.fstat(file.descriptor).st_size)
+
     def collect(self, max_bytes: int, max_records: int) -> Round:
         """Look at what changed, and read every file that has something: fairly, up to these bounds (one record may pass `max_bytes`)."""
+        self._account.at = ""
         self._look.look()
         round_ = Round()
         left_bytes, left_records = max_bytes, max_records
@@ -142,3 +194,19 @@ class Tailer:
             os.close(file.descriptor)
         self._files.opened.clear()
         self._arrivals.discovery.close()
+
+
+def _oldest_unread(file: Followed, read: int, size: int) -> int:
+    """When the first unread line was written: what it begins with, else when the file was written to last."""
+    if file.unpacked is None and (written := _time_of(os.pread(file.descriptor, 64, read))):
+        return written
+    return os.fstat(file.descriptor).st_mtime_ns
+
+
+def _time_of(line: bytes) -> int:
+    """The time, in nanoseconds, that a line of a CRI log begins with; 0 where it begins otherwise."""
+    try:
+        written = datetime.fromisoformat(line.partition(b" ")[0].decode())
+    except ValueError:
+        return 0
+    return int(written.timestamp() * 1e9) if written.tzinfo else 0

@@ -77,9 +77,22 @@ LOGS: dict[str, Any] = {"receivers": ["filelog", "otlp"], "processors": ["batch"
         ),
         ({"service": {"pipelines": {"traces/2": {"receivers": ["otlp"], "exporters": ["otlphttp"]}}}}, [], ["pipelines/traces/2"]),
         (
+            # By two ways to one place: what crosses `logs` gets ids of its own.
             {"service": {"pipelines": {"logs/out": {"receivers": ["forward", "filelog"], "exporters": ["otlphttp"]}}}},
-            [],
-            [],
+            ["pipelines/logs"],
+            ["pipelines/logs"],
+        ),
+        (
+            # A queue on disk starts and stops with its exporter; pipelines hand over to it.
+            {"exporters": {"otlphttp": {"sending_queue": {"storage": "file_storage"}}}},
+            ["exporters/otlphttp", "pipelines/logs/out", "pipelines/traces"],
+            [
+                "exporters/otlphttp",
+                "pipelines/logs/out",
+                "pipelines/traces",
+                "queues/logs/out@file_storage",
+                "queues/traces@file_storage",
+            ],
         ),
         (
             {"service": {"pipelines": {"logs/more": {"receivers": ["forward"], "exporters": ["debug"]}}}},
