@@ -9,8 +9,14 @@
 {{- .Values.otellogs.namespace.name | default (printf "%s-nodes" .Release.Namespace) -}}
 {{- end -}}
 
-{{- /* The roles that are on, as YAML: role name -> name, namespace, signal, values (the key path of its settings), workload. */ -}}
+{{- /* The roles that are on, as YAML: role name -> name, namespace, signal, values (the key path of its settings). Whatever is rendered begins
+here, so the values are checked here. */ -}}
 {{- define "lockgate.roles" -}}
+{{- include "lockgate.check" . -}}
+{{- include "lockgate.roleList" . -}}
+{{- end -}}
+
+{{- define "lockgate.roleList" -}}
 {{- $prefix := include "lockgate.prefix" . -}}
 {{- with .Values -}}
 {{- if and .sumologic.logs.enabled (or .sumologic.logs.container.enabled .sumologic.logs.systemd.enabled) }}
@@ -26,11 +32,6 @@ metrics: {role: metrics, signal: metrics, name: {{ $prefix }}-metrics-metadata, 
 traces: {role: traces, signal: traces, name: {{ $prefix }}-traces, component: traces, namespace: {{ $.Release.Namespace }}, values: otelcolInstrumentation}
 {{- end }}
 {{- end -}}
-{{- end -}}
-
-{{- /* One role, as YAML. (dict "root" $ "role" "logs") */ -}}
-{{- define "lockgate.role" -}}
-{{- get (fromYaml (include "lockgate.roles" .root)) .role | toYaml -}}
 {{- end -}}
 
 {{- /* Takes (dict "root" $ "role" ROLE); these never change, because selectors cannot. */ -}}
