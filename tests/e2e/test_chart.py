@@ -146,6 +146,11 @@ def test_helm_finds_no_fault() -> None:
     assert "0 chart(s) failed" in helm.helm("lint", "--strict", str(CHART))
 
 
+@cache  # most objects are the same in most cases, and a validation takes 20 ms
+def validate(thing: str) -> None:
+    kubernetes_validate.validate(json.loads(thing), "1.37", strict=True)
+
+
 @every_case
 def test_every_object_is_one_of_kubernetes(case: str) -> None:
     objects = rendered(case)
@@ -153,7 +158,7 @@ def test_every_object_is_one_of_kubernetes(case: str) -> None:
     assert len(set(names)) == len(names)
     for each in objects:
         if each["kind"] != "SecurityContextConstraints":  # OpenShift's
-            kubernetes_validate.validate(each, "1.37", strict=True)
+            validate(json.dumps(each))
     for each in workloads(objects).values():
         spec = pod(each)
         volumes = {volume["name"] for volume in spec["volumes"]} | {
@@ -253,12 +258,18 @@ def test_the_logs_collector_has_the_rung_that_was_chosen_and_no_more(case: str, 
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
     assert paths <= {"/var/log/pods", "/var/lib/lockgate", "/var/lib/docker/containers"}
     for container in spec["containers"]:
-        assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["mountPath"].startswith(("/var/log", "/var/lib/d")))
+        assert all(
+            mount.get("readOnly") for mount in container["volumeMounts"] if mount["mountPath"].startswith(("/var/log", "/var/lib/d"))
+        )
 
 
 def test_the_logs_collector_lives_in_a_namespace_of_its_own() -> None:
     objects = rendered("defaults")
-    own = {each["metadata"]["namespace"] for each in objects if each["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "logs-collector"}
+    own = {
+        each["metadata"]["namespace"]
+        for each in objects
+        if each["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "logs-collector"
+    }
     assert own == {"sumo-nodes"}
     [namespace] = of_kind(objects, "Namespace")
     assert namespace["metadata"] == {"name": "sumo-nodes", "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}
@@ -363,9 +374,9 @@ def test_what_a_user_gives_lands_where_kubernetes_has_it() -> None:
 def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
     values = {
         "metadata": {"logs": {"config": {"merge": {"processors": {"memory_limiter": {"limit_percentage": 50}}}}}},
-        "otelcolInstrumentation": {"config": {"override": yaml.safe_load(Path(load.__code__.co_filename).parent.parent.joinpath("presets/traces.yaml").read_text())}},
+        "otelcolInstrumentation": {"config": {"override": yaml.safe_load((ROOT / "src/lockgate/presets/traces.yaml").read_text())}},
         "networkPolicy": {"extra": {"logs": {"egress": [{"ports": [{"protocol": "TCP", "port": 9092}]}]}}},
-    }  # fmt: skip
+    }
     objects = helm.render(values)
     found = workloads(objects)
     logs = configured(found["logs-metadata"], objects, complete(values))
@@ -387,50 +398,102 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             "metadata.metrics.statefulset.replicas: unknown key; did you mean metadata.metrics.statefulset.replicaCount?",
             id="nearly",
         ),
-        pytest.param({"backend": {"xyz": 1}}, "backend.xyz: unknown key; backend takes existingSecret, exporter, keys, port, tokenKey, url", id="nothing-near"),
+        pytest.param(
+            {"backend": {"xyz": 1}},
+            "backend.xyz: unknown key; backend takes existingSecret, exporter, keys, port, tokenKey, url",
+            id="nothing-near",
+        ),
         pytest.param({"sumologic": {"logs": {"enabled": "yes"}}}, "'/sumologic/logs/enabled': got string, want boolean", id="type"),
-        pytest.param({"otellogs": {"privilege": "rot"}}, "'/otellogs/privilege': value must be one of 'group', 'root', 'capability'", id="choice"),
+        pytest.param(
+            {"otellogs": {"privilege": "rot"}}, "'/otellogs/privilege': value must be one of 'group', 'root', 'capability'", id="choice"
+        ),
         pytest.param({"networkPolicy": {"nodes": ["10.0.0.1"]}}, "/networkPolicy/nodes/0", id="no-network"),
         pytest.param({"networkPolicy": {"scrapers": [{"pod": {"a": "b"}}]}}, "additional properties 'pod' not allowed", id="peer"),
         pytest.param({"networkPolicy": {"scrapers": [{}]}}, "/networkPolicy/scrapers/0", id="peer-that-is-everybody"),
         pytest.param({"listeners": {"logs": {"health": 70000}}}, "'/listeners/logs/health': maximum: got 70,000, want 65,535", id="port"),
-        pytest.param({"listeners": {"traces": {"otlpGrpc": 4318}}}, "listeners.traces.otlpHttp: port 4318 is that of listeners.traces.otlpGrpc", id="port-twice"),
-        pytest.param({"listeners": {"logs": {"otlpGrpc": 443}}}, "listeners.logs.otlpGrpc: a program without privileges cannot listen on port 443", id="low-port"),
+        pytest.param(
+            {"listeners": {"traces": {"otlpGrpc": 4318}}},
+            "listeners.traces.otlpHttp: port 4318 is that of listeners.traces.otlpGrpc",
+            id="port-twice",
+        ),
+        pytest.param(
+            {"listeners": {"logs": {"otlpGrpc": 443}}},
+            "listeners.logs.otlpGrpc: a program without privileges cannot listen on port 443",
+            id="low-port",
+        ),
         pytest.param({"listeners": {"metrics": {"otlpHttp": 0}}}, "listeners.metrics: nothing is received", id="deaf"),
-        pytest.param({"listeners": {"logs": {"otlpHttp": 0, "otlpGrpc": 4317}}}, "listeners.logs.otlpHttp: the logs collector sends to it", id="collector-without-peer"),
+        pytest.param(
+            {"listeners": {"logs": {"otlpHttp": 0, "otlpGrpc": 4317}}},
+            "listeners.logs.otlpHttp: the logs collector sends to it",
+            id="collector-without-peer",
+        ),
         pytest.param({"listeners": {"traces": {"health": 0}}}, "listeners.traces.health: 0 is no port", id="no-health"),
         pytest.param({"backend": {"existingSecret": ""}}, "backend.existingSecret: nothing says where data goes", id="no-backend"),
         pytest.param(
-            {"backend": {"existingSecret": "", "url": "https://a.example", "tokenKey": "t"}}, "backend.tokenKey: names a key of a Secret", id="token-of-no-secret"
+            {"backend": {"existingSecret": "", "url": "https://a.example", "tokenKey": "t"}},
+            "backend.tokenKey: names a key of a Secret",
+            id="token-of-no-secret",
         ),
         pytest.param(
-            {"sumologic": {"otelcolImage": {"addFipsSuffix": True, "digest": "sha256:" + "a" * 64}}}, "sumologic.otelcolImage.addFipsSuffix", id="suffix-to-a-digest"
-        ),
-        pytest.param({"metadata": {"logs": {"podDisruptionBudget": {"minAvailable": 3}}}}, "metadata.logs.podDisruptionBudget.minAvailable: with 3 replicas", id="undrainable"),
-        pytest.param(
-            {"metadata": {"logs": {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}}}, "maxUnavailable is set as well", id="two-budgets"
-        ),
-        pytest.param({"metadata": {"logs": {"autoscaling": {"minReplicas": 11}}}}, "metadata.logs.autoscaling.minReplicas: more than maxReplicas", id="autoscaling"),
-        pytest.param({"metadata": {"logs": {"enabled": False}}}, "metadata.logs.enabled: the logs collector sends to logs metadata", id="half-a-pipeline"),
-        pytest.param({"metadata": {"logs": {"config": {"merge": {"a": 1}, "override": {"b": 1}}}}}, "metadata.logs.config.merge", id="merge-and-override"),
-        pytest.param(
-            {"rbac": {"namespace": "shop"}, "metadata": {"metrics": {"extractNodeLabels": True}}}, "metadata.metrics.extractNodeLabels", id="nodes-in-a-namespace"
-        ),
-        pytest.param({"rbac": {"namespace": "shop"}, "sumologic": {"logs": {"systemd": {"enabled": True}}}}, "sumologic.logs.systemd.enabled", id="journal-in-a-namespace"),
-        pytest.param(
-            {"otellogs": {"daemonset": {"securityContext": {"runAsUser": 0, "runAsNonRoot": True}}}}, "otellogs.daemonset.securityContext.runAsNonRoot", id="root-and-not"
+            {"sumologic": {"otelcolImage": {"addFipsSuffix": True, "digest": "sha256:" + "a" * 64}}},
+            "sumologic.otelcolImage.addFipsSuffix",
+            id="suffix-to-a-digest",
         ),
         pytest.param(
-            {"otellogs": {"privilege": "capability", "daemonset": {"securityContext": {"runAsUser": 10001}}}}, "otellogs.privilege: a capability does nothing", id="rung"
+            {"metadata": {"logs": {"podDisruptionBudget": {"minAvailable": 3}}}},
+            "metadata.logs.podDisruptionBudget.minAvailable: with 3 replicas",
+            id="undrainable",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}}},
+            "maxUnavailable is set as well",
+            id="two-budgets",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"autoscaling": {"minReplicas": 11}}}},
+            "metadata.logs.autoscaling.minReplicas: more than maxReplicas",
+            id="autoscaling",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"enabled": False}}},
+            "metadata.logs.enabled: the logs collector sends to logs metadata",
+            id="half-a-pipeline",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"config": {"merge": {"a": 1}, "override": {"b": 1}}}}},
+            "metadata.logs.config.merge",
+            id="merge-and-override",
+        ),
+        pytest.param(
+            {"rbac": {"namespace": "shop"}, "metadata": {"metrics": {"extractNodeLabels": True}}},
+            "metadata.metrics.extractNodeLabels",
+            id="nodes-in-a-namespace",
+        ),
+        pytest.param(
+            {"rbac": {"namespace": "shop"}, "sumologic": {"logs": {"systemd": {"enabled": True}}}},
+            "sumologic.logs.systemd.enabled",
+            id="journal-in-a-namespace",
+        ),
+        pytest.param(
+            {"otellogs": {"daemonset": {"securityContext": {"runAsUser": 0, "runAsNonRoot": True}}}},
+            "otellogs.daemonset.securityContext.runAsNonRoot",
+            id="root-and-not",
+        ),
+        pytest.param(
+            {"otellogs": {"privilege": "capability", "daemonset": {"securityContext": {"runAsUser": 10001}}}},
+            "otellogs.privilege: a capability does nothing",
+            id="rung",
         ),
         pytest.param(
             {"networkPolicy": {"backend": {"cidrs": ["10.0.0.0/8"], "pods": {"a": "b"}}}}, "networkPolicy.backend.cidrs", id="backend-twice"
         ),
         pytest.param(
-            {"networkPolicy": {"clients": {"traces": [{"cidrs": ["10.0.0.0/8"], "pods": {"a": "b"}}]}}}, "networkPolicy.clients.traces[0]", id="peer-twice"
+            {"networkPolicy": {"clients": {"traces": [{"cidrs": ["10.0.0.0/8"], "pods": {"a": "b"}}]}}},
+            "networkPolicy.clients.traces[0]",
+            id="peer-twice",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_values_are_refused_by_the_name_of_the_key(values: Any, said: str) -> None:
     with pytest.raises(Refused) as refused:
         helm.render(values)
@@ -492,7 +555,8 @@ def test_every_default_has_a_type_and_every_type_a_default() -> None:
     found = {each for each in paths(schema, complete({}), "") if each[1].partition(".")[0] not in ("otelevents", "global")}
     assert {kind for kind, _ in found} <= {"no default"}
     # Alternative places, and what is taken from elsewhere where it is not given.
-    left_out = r"(metadata\.\w+|otelcolInstrumentation)\.(extraVolumes|extraVolumeMounts|initContainers)|.*image\.(repository|tag)|.*sourceMetadata\.sourceHost"
+    elsewhere = r"(metadata\.\w+|otelcolInstrumentation)\.(extraVolumes|extraVolumeMounts|initContainers)"
+    left_out = rf"{elsewhere}|.*image\.(repository|tag)|.*sourceMetadata\.sourceHost"
     assert [path for _, path in found if not re.fullmatch(left_out, path)] == []
 
 

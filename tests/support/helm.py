@@ -28,7 +28,7 @@ class Refused(Exception):
 
 def helm(*arguments: str, values: Values | None = None) -> str:
     """What helm prints. Raises Refused."""
-    command = [HELM, *arguments, *(["--values", "-"] if values is not None else [])]
+    command = [str(HELM), *arguments, *(["--values", "-"] if values is not None else [])]
     # No cluster and no user's settings: a test must not depend on whose machine it is.
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"}
     text = json.dumps(values) if values is not None else None
