@@ -263,6 +263,15 @@ def test_the_logs_collector_has_the_rung_that_was_chosen_and_no_more(case: str, 
         )
 
 
+def test_on_openshift_the_ids_are_left_to_restricted_v2() -> None:
+    objects = rendered("openshift")
+    [constraints] = of_kind(objects, "SecurityContextConstraints")
+    assert constraints["users"] == ["system:serviceaccount:sumo-nodes:r-lockgate-logs-collector"]
+    assert (constraints["allowPrivilegedContainer"], constraints["allowedCapabilities"]) == (False, ["CHOWN"])
+    for role, each in workloads(objects).items():
+        assert bool(pod(each)["securityContext"].keys() & {"runAsUser", "runAsGroup", "fsGroup"}) is (role == "logs-collector")
+
+
 def test_the_logs_collector_lives_in_a_namespace_of_its_own() -> None:
     objects = rendered("defaults")
     own = {

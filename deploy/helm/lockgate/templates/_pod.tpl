@@ -1,9 +1,11 @@
 {{- /* A metadata or traces pod's security context: what Pod Security `restricted` asks for, and the user's over it. */ -}}
 {{- define "lockgate.podSecurity.restricted" -}}
 runAsNonRoot: true
+{{- if not .Values.sumologic.scc.create }}{{/* OpenShift's restricted-v2 gives each namespace ids of its own, and refuses others. */}}
 runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
