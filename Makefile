@@ -37,13 +37,17 @@ test-peers: install peers
 bench: install peers
 	$(BIN)/python bench/logs.py
 
-# The kernels fuzzed under the address and undefined-behaviour sanitizers, against their uncompiled forms.
+# Thousands of random histories of a container's log; then the kernels fuzzed under the address and undefined-behaviour sanitizers, against
+# their uncompiled forms; the doors with new examples.
 SOAK_SECONDS ?= 120
+SOAK_HISTORIES ?= 10000
 soak: install
+	LOCKGATE_HISTORIES=$(SOAK_HISTORIES) $(BIN)/python -m pytest -q -s tests/unit/tail/test_history.py
 	LOCKGATE_REQUIRE_KERNELS=1 LOCKGATE_KERNEL_CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' \
 		$(BIN)/python setup.py -q build_ext --build-lib build/soak --build-temp build/soak
 	LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/python tests/soak/kernels.py build/soak $(SOAK_SECONDS)
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/fuzz
 
 wheel: install
 	$(BIN)/python -m build --outdir dist .

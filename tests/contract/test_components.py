@@ -20,7 +20,7 @@ from lockgate.kit.document import Document
 from lockgate.kit.settings import meanings, validate
 from lockgate.pipeline.contract import Component, Connector, Custody, Exporter, Kind, Processor, Receiver
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.pipeline.needs import Connect, Kubernetes, Listen, Read, Write
+from lockgate.pipeline.needs import Connect, Exec, Kubernetes, Listen, Read, Write
 
 NOBODY = "http://127.0.0.1:1"
 """Where nothing listens; an exporter must start, stop and refuse all the same."""
@@ -143,7 +143,7 @@ def test_it_is_named_takes_a_signal_declares_custody_and_says_what_it_needs(
     assert cls.type_name and (cls.signals or cls.kind is Kind.EXTENSION)
     assert isinstance(cls.custody, Custody)
     made = make(cls, minimal, tmp_path)
-    assert all(isinstance(need, Listen | Connect | Read | Write | Kubernetes) and need.reason for need in made.settings.needs())
+    assert all(isinstance(need, Listen | Connect | Read | Write | Exec | Kubernetes) and need.reason for need in made.settings.needs())
 
 
 @every

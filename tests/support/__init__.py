@@ -96,7 +96,10 @@ class FakeHost:
         self._executor = ThreadPoolExecutor(4)
         self._shared: dict[object, tuple[Any, AbstractAsyncContextManager[Any], list[int]]] = {}
         self.components: dict[str, Component[Any]] = {}
+        self.left: dict[str, Any] = {}
+        self.reload: dict[str, Any] = {}
         self.statuses: dict[str, Status] = {}
+        self.facts: dict[str, Callable[[], object]] = {}
         self.holds = Held()
         self.positions: dict[str, Mapping[str, int]] = {}
         """What receivers said that they saved, by owner."""

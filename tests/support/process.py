@@ -62,7 +62,7 @@ class Role:
         (directory / "common.yaml").write_text(json.dumps(common))
         files = [preset] * bool(preset) + [str(directory / name) for name in ("config.yaml", "common.yaml")]
         self.configs = [argument for file in files for argument in ("--config", file)]
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {**os.environ, "LOCKGATE_STATE": str(directory / "state"), **(environment or {})}
         self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 

@@ -22,8 +22,10 @@ from lockgate.collector.components import UnusableComponent, any_installed, find
 from lockgate.kit.document import Document, DocumentError, Mark, Path, Problem, environment_expander, merge, parse
 from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
+from lockgate.lockdown.interpreter import interpreter_needs
+from lockgate.lockdown.sandbox import Mode, is_shared
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, name_resolution
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, followed, name_resolution
 
 
 class LogSettings(Settings):
@@ -37,7 +39,7 @@ class LogSettings(Settings):
     """Added to every line."""
 
 
-class PrometheusSettings(Settings):
+class PrometheusSettings(ComponentSettings):
     """Where the program's own metrics are served as Prometheus text."""
 
     host: str = "localhost"
@@ -127,8 +129,13 @@ class ServiceSettings(Settings):
     """The extensions to start."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """What the program says of itself."""
+    sandbox: Mode = "best-effort"
+    """How the process confines itself to its needs (`lockgate needs`) at start: `best-effort` as far as the kernel can, with a warning of
+    what it cannot; `require` refuses to run without; `off` not at all. See docs/security.md."""
     shutdown_timeout: Duration = 20.0
     """How long SIGTERM may drain before what is left is cancelled; below Kubernetes' grace period of 30 s."""
+    reload: Literal["on_signal", "on_change"] = "on_signal"
+    """When the configuration is read again: at SIGHUP, or also when one of its files has changed (looked at every 5 s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +182,34 @@ class Configuration:
                 names |= dict.fromkeys((k, id) for k in kinds)
         return [self.components[name] for name in names]
 
-    def behind(self, receiver: str) -> list[str]:
-        """The exporters that what this receiver (or connector) brings may reach."""
-        ahead = [id for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
-        found = {id: [id] if (Kind.EXPORTER, id) in self.components else self.behind(id) for id in ahead}
-        return list(dict.fromkeys(id for ids in found.values() for id in ids))
+    def behind(self, receiver: str) -> list[tuple[Pipeline, str]]:
+        """The exporters that what this receiver (or connector) brings may reach, each with the pipeline that it is reached by."""
+        ahead = [(pipeline, id) for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
+        found = [[(pipeline, id)] if (Kind.EXPORTER, id) in self.components else self.behind(id) for pipeline, id in ahead]
+        return list(dict.fromkeys(pair for pairs in found for pair in pairs))
+
+    def routes(self, receiver: str, crossed: tuple[str, ...] = ()) -> list[tuple[str, tuple[str, ...]]]:
+        """The pipelines that what this receiver (or connector) brings may reach, each with the pipelines that it has crossed before."""
+        own = [pipeline for pipeline in self.pipelines if receiver in pipeline.receivers]
+        ahead = [(pipeline.id, id) for pipeline in own for id in pipeline.exporters if (Kind.CONNECTOR, id) in self.components]
+        further = [route for pipeline, id in ahead for route in self.routes(id, (*crossed, pipeline))]
+        return [*((pipeline.id, crossed) for pipeline in own), *further]
+
+    def forks(self) -> tuple[set[str], set[str]]:
+        """The pipelines that some receiver reaches by several ways, and those that are crossed on these ways."""
+        joined, crossed = set[str](), set[str]()
+        for receiver in {id for pipeline in self.pipelines for id in pipeline.receivers if (Kind.RECEIVER, id) in self.components}:
+            routes = self.routes(receiver)
+            reached = [pipeline for pipeline, _ in routes]
+            several = {pipeline for pipeline in reached if reached.count(pipeline) > 1}
+            joined |= several
+            crossed |= {name for pipeline, way in routes if pipeline in several for name in way}
+        return joined, crossed
 
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
-        rows: list[tuple[str, Need]] = [("service", Read(str(FilePath(file).resolve()), "configuration")) for file in self.files]
+        rows: list[tuple[str, Need]] = [("service", need) for file in self.files for need in _followed_alone(file)]
+        rows += [("service", need) for need in interpreter_needs()]
         rows += [("service", need) for need in self.service.telemetry.needs()]
         if any_installed():  # then aiohttp makes its default TLS context when it is imported, whether or not anything speaks TLS
             rows += [("service", Read(path, "the system's certificate authorities")) for path in _system_authorities()]
@@ -448,6 +474,12 @@ class _Check:
                     self._problem(path, f"port {need.port}/{need.protocol} is already used by {other}", "give one of them another port")
                     break
             taken[need.protocol, need.port].append((who, need.host))
+
+
+def _followed_alone(file: str) -> Iterator[Need]:
+    """As `followed`; the file alone where everybody keeps something beside it."""
+    for need in followed(file, "configuration"):
+        yield Read(str(FilePath(file).resolve()), "configuration") if is_shared(need.path) else need
 
 
 def _system_authorities() -> list[str]:

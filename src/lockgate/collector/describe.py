@@ -16,7 +16,7 @@ from lockgate.collector.config import Configuration
 from lockgate.kit.settings import Secret, meanings, nearest
 from lockgate.kit.units import format_duration, parse_duration, parse_size
 from lockgate.pipeline.contract import Component, Kind
-from lockgate.pipeline.needs import Connect, Kubernetes, Listen, Need, Read, Write
+from lockgate.pipeline.needs import Connect, Exec, Kubernetes, Listen, Need, Read, Write
 
 
 def needs_json(configuration: Configuration) -> str:
@@ -28,7 +28,7 @@ def needs_json(configuration: Configuration) -> str:
 
 def needs_table(configuration: Configuration) -> str:
     """The needs as aligned columns: component, need, what, why."""
-    rows = [(who, type(need).__name__.lower(), _what(need), need.reason) for who, need in configuration.needs()]
+    rows = [(who, type(need).__name__.lower(), what(need), need.reason) for who, need in configuration.needs()]
     return _columns([("COMPONENT", "NEED", "WHAT", "WHY"), *rows])
 
 
@@ -132,13 +132,14 @@ def _default_text(field: FieldInfo) -> str:
     return f" = {json.dumps(default, default=str, ensure_ascii=False)}"
 
 
-def _what(need: Need) -> str:
+def what(need: Need) -> str:
+    """Which, in a word."""
     match need:
         case Listen(host, port, _, protocol):
             return f"{_bracketed(host) or '*'}:{port}/{protocol}"
         case Connect(host, port, _, protocol, _):
             return f"{_bracketed(host)}:{port}/{protocol}"
-        case Read(path) | Write(path):
+        case Read(path) | Write(path) | Exec(path):
             return path
         case Kubernetes(verbs, group, resource, _, namespace):
             where = f" in {namespace}" if namespace else ""

@@ -19,7 +19,7 @@ from pydantic import model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.net.tls import TlsClientSettings
-from lockgate.pipeline.needs import ComponentSettings, Connect, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Connect, Need, Read, followed
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where the kubelet puts a pod's token, CA and namespace (client-go, rest.InClusterConfig)."""
@@ -61,8 +61,7 @@ class Access:
         parts = urlsplit(self.url)
         yield Connect(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), reason)
         if self.token_file:
-            # The directory, not the file: the kubelet replaces a token by a rename inside it.
-            yield Read(str(Path(self.token_file).parent), "the token for the Kubernetes API")
+            yield from followed(self.token_file, "the token for the Kubernetes API")
         if parts.scheme == "https":
             yield from self.tls.needs()
 
@@ -106,6 +105,8 @@ class KubernetesClientSettings(ComponentSettings):
 
     def api_needs(self, reason: str) -> Iterator[Need]:
         """What reaching the API opens and reads, whatever is then asked of it."""
+        if self.auth_type == "kubeConfig":
+            yield Read(str(Path(self.kubeconfig).expanduser().resolve()), "the kubeconfig")
         try:
             yield from self.access().needs(reason)
         except AccessError:

@@ -19,7 +19,7 @@ from yarl import URL
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
 from lockgate.pipeline.contract import Context
-from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Need, followed
 
 Version = Literal["1.0", "1.1", "1.2", "1.3"]
 _VERSIONS = {
@@ -97,7 +97,7 @@ class _TlsSettings(ComponentSettings):
     def needs(self) -> Iterator[Need]:
         # The directory, not the file: a mounted Secret is replaced by a rename inside it.
         for key, path in self._files():
-            yield Read(str(Path(path).absolute().parent), f"TLS {key}, followed as it changes")
+            yield from followed(path, f"TLS {key}, followed as it changes")
 
     def _system_files(self) -> list[str]:
         has_own = self.ca_file or self.ca_pem
@@ -143,8 +143,8 @@ class TlsClientSettings(_TlsSettings):
     def needs(self) -> Iterator[Need]:
         yield from super().needs()
         if not self.insecure_skip_verify and not self.insecure:
-            for directory in sorted({str(Path(path).parent) for path in self._system_files()}):
-                yield Read(directory, "the system's certificate authorities")
+            for path in self._system_files():
+                yield from followed(path, "the system's certificate authorities")
 
     def warnings(self) -> Iterator[str]:
         if self.insecure_skip_verify:

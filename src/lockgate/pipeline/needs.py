@@ -40,17 +40,30 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Reads files at or under this path; a glob's need is its longest fixed directory."""
+    """Reads files at or under this path; a glob's need is its longest fixed directory. `optional`: no surprise where it is missing."""
 
     path: str
     reason: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Creates, reads, replaces and deletes files at or under this directory."""
+    """Creates, reads, replaces and deletes files at or under this directory (or writes this one file).
+
+    `create` are the permissions with which the directory may be made at start; None leaves it to the component to refuse a missing one.
+    """
 
     path: str
+    reason: str
+    create: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exec:
+    """Starts this program; what it starts can do no more than Lockgate itself."""
+
+    program: str
     reason: str
 
 
@@ -65,7 +78,53 @@ class Kubernetes:
     namespace: str = ""
 
 
-Need = Listen | Connect | Read | Write | Kubernetes
+Need = Listen | Connect | Read | Write | Exec | Kubernetes
+
+
+def followed(path: str, reason: str) -> Iterator[Read]:
+    """What it takes to read a file again as it is replaced: its directory (a Secret is swapped by a rename in it), and where links lead."""
+    here, real = Path(path).absolute().parent, Path(path).resolve().parent
+    yield Read(str(here), reason)
+    if not real.is_relative_to(here.resolve()):
+        yield Read(str(real), reason)
+
+
+def is_covered(need: Need, granted: Iterable[Need]) -> bool:
+    """Whether who may do what is `granted` may do this as well; reasons do not count."""
+    match need:
+        case Listen(host, port, _, protocol):
+            return any(isinstance(it, Listen) and (it.port, it.protocol) == (port, protocol) and _is_at(host, it.host) for it in granted)
+        case Connect(host, port, _, protocol, _):
+            place = _canonical(host), port, protocol
+            return any(isinstance(it, Connect) and (_canonical(it.host), it.port, it.protocol) == place for it in granted)
+        case Read(path):
+            return any(isinstance(it, Read | Write) and _is_below(path, it.path) for it in granted)
+        case Write(path):
+            return any(isinstance(it, Write) and _is_below(path, it.path) for it in granted)
+        case Exec(program):
+            return any(isinstance(it, Exec) and it.program == program for it in granted)
+        case Kubernetes(verbs, group, resource, _, namespace):
+            allowed = {
+                verb
+                for it in granted
+                if isinstance(it, Kubernetes) and (it.group, it.resource) == (group, resource) and it.namespace in ("", namespace)
+                for verb in it.verbs
+            }
+            return allowed.issuperset(verbs)
+
+
+def _is_at(host: str, granted: str) -> bool:
+    if granted in ("0.0.0.0", "::") and _is_address(host):
+        return ipaddress.ip_address(host.strip("[]")).version == (4 if granted == "0.0.0.0" else 6)
+    return not granted or _canonical(host) == _canonical(granted)
+
+
+def _canonical(host: str) -> str:
+    return str(ipaddress.ip_address(host.strip("[]"))) if _is_address(host) else host.lower().rstrip(".")
+
+
+def _is_below(path: str, granted: str) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(granted))  # noqa: PTH100  # Path.absolute keeps `..`
 
 
 def name_resolution(needs: Iterable[Need], resolv_conf: str = "/etc/resolv.conf") -> Iterator[Need]:
@@ -79,8 +138,9 @@ def name_resolution(needs: Iterable[Need], resolv_conf: str = "/etc/resolv.conf"
         return
     why = f"names are resolved: {', '.join(names)}"
     for path in ("/etc/nsswitch.conf", "/etc/host.conf", resolv_conf, "/etc/hosts", "/etc/gai.conf"):
-        # Where a link leads: systemd-resolved and NetworkManager keep resolv.conf elsewhere.
-        yield Read(os.path.realpath(path), why)
+        # Where a link leads: systemd-resolved and NetworkManager keep resolv.conf elsewhere, in a directory where they replace it.
+        real = Path(path).resolve()
+        yield Read(str(real if real.parent == Path(path).parent else real.parent), why, optional=True)
     remote = [name for name in names if name != "localhost" and not name.endswith(".localhost")]
     for server in _name_servers(resolv_conf) if remote else ():
         for protocol in _DNS_PROTOCOLS:
@@ -127,6 +187,10 @@ class ComponentSettings(Settings):
     def conflicts(self, signal: Signal) -> Iterator[tuple[KeyPath, str]]:
         """(where, what) of each setting that a pipeline of this signal cannot use; start would refuse it."""
         yield from ()
+
+    def queued_in(self) -> str:
+        """Of an exporter: the storage extension that its queue is in, which it shares with others of its pipelines; empty for none."""
+        return ""
 
     def warnings(self) -> Iterator[str]:
         """What is accepted, but gives up a promise or has no effect here; shown at start and by `validate`."""

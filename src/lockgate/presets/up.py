@@ -140,6 +140,8 @@ class Up:
         if not self.context:
             # Yesterday's sample pods are gone; their logs would only be read again.
             shutil.rmtree(self.state / "pods", ignore_errors=True)
+            # Before the roles are: what is not there at their start, their sandbox keeps closed.
+            (self.state / "pods").mkdir()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self.stopping.set)
         try:

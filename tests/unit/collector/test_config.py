@@ -9,7 +9,7 @@ from lockgate.collector import components
 from lockgate.collector.config import Configuration, check, load
 from lockgate.kit.document import DocumentError, environment_expander, parse
 from lockgate.pipeline.contract import Connector, Exporter, Extension, Kind, Processor, Receiver, component
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read
 
 
 class PortSettings(ComponentSettings):
@@ -205,6 +205,17 @@ def test_files_and_overrides_merge_in_order(tmp_path: Path) -> None:
     )
     assert isinstance(settings, PortSettings)
     assert (settings.port, settings.host) == (7, "::1")
+
+
+def test_a_configuration_is_read_again_in_its_directory_but_not_all_of_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads(path: Path) -> list[str]:
+        path.write_text(GOOD)
+        return [need.path for _, need in load([str(path)], [], {}).needs() if isinstance(need, Read) and need.reason == "configuration"]
+
+    (tmp_path / "own").mkdir()
+    assert reads(tmp_path / "own" / "a.yaml") == [str(tmp_path / "own")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert reads(tmp_path / "a.yaml") == [str(tmp_path / "a.yaml")]
 
 
 def test_an_override_is_named_as_the_place_of_its_mistake(tmp_path: Path) -> None:

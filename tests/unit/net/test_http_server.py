@@ -266,3 +266,22 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 def test_needs_name_the_port() -> None:
     assert list(HttpServerSettings(endpoint=":4318").needs()) == [Listen("", 4318, "requests over HTTP")]
+
+
+async def test_a_client_that_has_just_connected_when_the_server_stops_is_answered_and_an_idle_one_does_not_hold_it_up() -> None:
+    async with serving() as (sluice, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", sluice.server.port)
+        answered = await post(sluice.server.port, b"over another connection")
+        assert answered[0] == 200
+        stopping = asyncio.ensure_future(sluice.server.stop())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        writer.write(HEAD + b"Content-Length: 1\r\n\r\nx")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+        await asyncio.wait_for(stopping, 5)
+        writer.close()
+    async with serving() as (sluice, _):
+        _, silent = await asyncio.open_connection("127.0.0.1", sluice.server.port)
+        await asyncio.wait_for(sluice.server.stop(), 5)
+        silent.close()

@@ -19,7 +19,7 @@ from lockgate.batch import Batch
 from lockgate.kit.units import Duration, Size
 from lockgate.pipeline.contract import Context, Custody, Exporter, component
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.pipeline.needs import ComponentSettings, Need, Write
+from lockgate.pipeline.needs import ComponentSettings, Need, Read, Write
 from lockgate.store.database import Database, Limits, Outcome, StoreError
 
 _GROUP_BYTES = 4 * 2**20
@@ -51,7 +51,9 @@ class StoreSettings(ComponentSettings):
     """Payload bytes that may wait for their transaction; beyond it senders are told to try later."""
 
     def needs(self) -> Iterator[Need]:
-        yield Write(self.directory, "stored telemetry")
+        yield Write(self.directory, "stored telemetry", 0o700)
+        # DuckDB ends the process where these are there and it may not read them.
+        yield Read("/sys/fs/cgroup", "DuckDB looks how many processors it may use", optional=True)
 
 
 @component("store", StoreSettings)

@@ -5,7 +5,6 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Self
 
 from pydantic import model_validator
@@ -13,7 +12,7 @@ from pydantic import model_validator
 from lockgate.kit.settings import Secret
 from lockgate.net.followed import FollowedFile
 from lockgate.pipeline.contract import Context, Extension, component
-from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Need, followed
 
 _CACHED = 1024
 
@@ -78,7 +77,7 @@ class BasicAuthSettings(ComponentSettings):
 def _reads(*paths: str) -> Iterator[Need]:
     for path in paths:
         if path:
-            yield Read(str(Path(path).absolute().parent), "user names and passwords, followed as they change")
+            yield from followed(path, "user names and passwords, followed as they change")
 
 
 @component("basicauth", BasicAuthSettings)

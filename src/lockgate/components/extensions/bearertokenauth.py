@@ -2,7 +2,6 @@
 
 import hmac
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Self
 
 from pydantic import model_validator
@@ -10,7 +9,7 @@ from pydantic import model_validator
 from lockgate.kit.settings import Secret
 from lockgate.net.followed import FollowedFile
 from lockgate.pipeline.contract import Context, Extension, component
-from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Need, followed
 
 
 class BearerTokenAuthSettings(ComponentSettings):
@@ -36,7 +35,7 @@ class BearerTokenAuthSettings(ComponentSettings):
     def needs(self) -> Iterator[Need]:
         yield from super().needs()
         if self.filename:
-            yield Read(str(Path(self.filename).absolute().parent), "bearer tokens, followed as they change")
+            yield from followed(self.filename, "bearer tokens, followed as they change")
 
 
 @component("bearertokenauth", BearerTokenAuthSettings)

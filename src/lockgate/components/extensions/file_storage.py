@@ -84,7 +84,7 @@ class FileStorageSettings(ComponentSettings):
         return permissions
 
     def needs(self) -> Iterator[Need]:
-        yield Write(self.directory, "positions and queues")
+        yield Write(self.directory, "positions and queues", int(self.directory_permissions, 8) if self.create_directory else None)
 
     def warnings(self) -> Iterator[str]:
         if "compaction" in self.model_fields_set:

@@ -64,7 +64,8 @@ class HealthCheckExtension(Extension[HealthCheckSettings]):
             return self._body(503 if blocked else 200, text, {"ready": not blocked, "blocked": blocked})
         if request.path == "/status":
             components = {key: {"running": it.running, "custody": it.custody.value} for key, it in self.context.host.components.items()}
-            return json_response({"uptime_seconds": self._uptime(), "blocked": blocked, "components": components})
+            facts = {name: fact() for name, fact in self.context.host.facts.items()}
+            return json_response({"uptime_seconds": self._uptime(), "blocked": blocked, "components": components, **facts})
         raise HttpRefusal(404, f"nothing is at {request.path}; ask {self.settings.path}, /ready or /status")
 
     def _body(self, status: int, text: str, document: dict[str, object]) -> Response:

@@ -16,6 +16,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from aiohttp import web
@@ -52,7 +53,7 @@ class PprofSettings(ComponentSettings):
     def needs(self) -> Iterator[Need]:
         yield Listen(*split_endpoint(self.endpoint), "profiles")
         if self.save_to_file:
-            yield Write(self.save_to_file, "profile")
+            yield Write(str(Path(self.save_to_file).absolute().parent), "the profile of the whole run")
 
     def warnings(self) -> Iterator[str]:
         if self.block_profile_fraction or self.mutex_profile_fraction:

@@ -74,7 +74,7 @@ class QuerySettings(ComponentSettings):
     def needs(self) -> Iterator[Need]:
         host, _, port = self.endpoint.rpartition(":")
         yield Listen(host.strip("[]"), int(port), "queries")
-        yield Write(str(self.directory), "address and token of the queries")
+        yield Write(str(self.directory), "address and token of the queries", 0o700)
 
 
 class _Question(msgspec.Struct, forbid_unknown_fields=True):

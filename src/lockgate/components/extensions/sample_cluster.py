@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -13,7 +15,7 @@ from lockgate.kit.units import Duration, Size
 from lockgate.kube.resources import KNOWN
 from lockgate.net.address import split_endpoint
 from lockgate.pipeline.contract import Context, Extension, component
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Write
+from lockgate.pipeline.needs import ComponentSettings, Connect, Exec, Listen, Need, Write
 from lockgate.sample.kubernetes_api import SampleApi
 from lockgate.sample.kubernetes_store import ObjectStore, StoreError
 from lockgate.sample.node import Node
@@ -48,7 +50,11 @@ class SampleClusterSettings(ComponentSettings):
 
     def needs(self) -> Iterator[Need]:
         yield Listen(*split_endpoint(self.endpoint), "the sample API server")
-        yield Write(str(self.log_directory), "the sample pods' logs")
+        yield Write(str(self.log_directory), "the sample pods' logs", 0o755)
+        yield Exec(sys.executable, "the sample pods are processes")
+        for url in filter(None, (self.metrics_url, self.traces_url)):
+            parts = urlsplit(url)
+            yield Connect(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), "what the sample pods send")
 
 
 @component("sample_cluster", SampleClusterSettings)
