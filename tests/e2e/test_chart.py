@@ -23,7 +23,7 @@ from lockgate.lockdown import netpol, rbac
 from lockgate.lockdown.facts import Facts
 from lockgate.lockdown.flows import derive
 from lockgate.pipeline.contract import Kind
-from lockgate.pipeline.needs import Connect, Listen
+from lockgate.pipeline.needs import Connect, Listen, Write
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(bool(helm.missing), reason=helm.missing)
@@ -64,9 +64,10 @@ def configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         )
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "KUBERNETES_SERVICE_HOST"):
             monkeypatch.delenv(name, raising=False)
-        secret = f"https://receivers.example.com:{values['backend']['port']}/receiver/v1/otlp/SECRET"
+        url = f"https://receivers.example.com:{values['backend']['port']}/receiver/v1/otlp/SECRET"
+        secrets = {"LOCKGATE_BACKEND_URL": url, "LOCKGATE_NODE": "node-1"}
         environment = {
-            each["name"]: secret if "valueFrom" in each else each["value"].replace("$(KUBERNETES_SERVICE_HOST)", "10.96.0.1")
+            each["name"]: each.get("value", secrets.get(each["name"])).replace("$(KUBERNETES_SERVICE_HOST)", "10.96.0.1")
             for each in pod(workload)["containers"][0].get("env") or []
         }
         for name, value in environment.items():
@@ -99,9 +100,9 @@ def facts(role: str, configuration: Configuration, values: Any, objects: list[Ob
             services[host] = {key: backend[key] for key in ("pods", "namespace", "ports")}
         for who, need in needs:
             if isinstance(need, Listen) and who.startswith("receivers/"):
-                clients[need.port] = [] if who == "receivers/otlp/systemd" else peers(policy["clients"][LISTENERS[role]])
+                clients[need.port] = [] if who == "receivers/otlp/journald" else peers(policy["clients"][LISTENERS[role]])
                 containers = values["sumologic"]["logs"]["container"]["enabled"] and need.port == values["listeners"]["logs"]["otlpHttp"]
-                if role == "logs-metadata" and (who == "receivers/otlp/systemd" or containers):
+                if role == "logs-metadata" and (who == "receivers/otlp/journald" or containers):
                     collector, collector_labels = placed["logs-collector"]
                     clients[need.port] += [{"pods": collector_labels, "namespace": collector["namespace"]}]
     api = policy["kubernetesApi"]
@@ -185,7 +186,7 @@ def test_every_configuration_is_valid_and_promises_what_it_says(case: str, confi
         assert container["args"] == ["run", "--config", "/etc/lockgate/configuration/lockgate.yaml"]
         # What it writes is on a volume: the root file system is read-only.
         writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
-        for path in [need.path for _, need in configuration.needs() if type(need).__name__ == "Write"]:
+        for path in {need.path for _, need in configuration.needs() if isinstance(need, Write)} - {"/dev/null"}:
             assert any(Path(path).is_relative_to(mount) for mount in writable), path
 
 
@@ -304,14 +305,29 @@ def test_nothing_is_a_hook() -> None:
 
 @pytest.mark.parametrize("role", PRESETS)
 def test_by_default_a_role_is_its_preset(role: str, configured: Any) -> None:
-    objects = helm.render({"metadata": {"persistence": {"enabled": False}}})
-    built = configured(workloads(objects)[role], objects, complete({}))
-    preset = load([PRESETS[role]], environment={"LOCKGATE_BACKEND_URL": "https://receivers.example.com/receiver"})
-    assert {key for key in built.components if key[0] is Kind.PROCESSOR} == {key for key in preset.components if key[0] is Kind.PROCESSOR}
-    for key, configured_component in preset.components.items():
-        # Where it listens, writes and sends, and what a trace's source is called, are the chart's to say.
-        if key[0] in (Kind.RECEIVER, Kind.PROCESSOR) and (role, key[1]) not in {("traces", "source"), ("logs-collector", "filelog")}:
-            assert built.components[key].settings == configured_component.settings
+    values = {
+        "sumologic": {"logs": {"systemd": {"enabled": True}}},
+        "otellogs": {"dockerContainers": True},
+        "metadata": {"persistence": {"maxQueueSize": "4GiB"}},
+    }
+    objects = helm.render(values)
+    built = configured(workloads(objects)[role], objects, complete(values))
+    journals = {"logs-collector": ["journald"], "logs-metadata": ["journald_metadata"]}
+    environment = {
+        "LOCKGATE_BACKEND_URL": "https://receivers.example.com:443/receiver/v1/otlp/SECRET",
+        "LOCKGATE_NODE": "node-1",
+        "LOCKGATE_JOURNAL": "/var/log/journal",
+        "LOCKGATE_LOGS_METADATA_URL": "http://r-lockgate-logs-metadata.sumo.svc.cluster.local:4318",
+        "LOCKGATE_JOURNALD_METADATA_URL": "http://r-lockgate-logs-metadata.sumo.svc.cluster.local:4319",
+        "LOCKGATE_STATE": "/var/lib/lockgate/storage",
+    }
+    preset = load([PRESETS[role], *journals.get(role, [])], environment=environment)
+    assert {each.id: each for each in built.pipelines}.keys() == {each.id: each for each in preset.pipelines}.keys()
+    assert built.components.keys() == preset.components.keys()
+    for key, expected in preset.components.items():
+        # What a trace's source is called is the collection's choice, and the journal's queue is bounded like the containers'.
+        if (role, key[1]) not in {("traces", "source"), ("logs-collector", "otlphttp/journald")}:
+            assert built.components[key].settings == expected.settings, key
 
 
 def test_a_changed_configuration_rolls_the_pods_and_nothing_else_does() -> None:

@@ -43,11 +43,21 @@ telemetry:
       - pull: {exporter: {prometheus: {host: {{ .root.Values.sumologic.ipv6mode | ternary "::" "0.0.0.0" | quote }}, port: {{ int .listeners.ownMetrics }}}}}
 {{- end -}}
 
+{{- /* What is acknowledged is on disk until the next tier has it; bytes bound it, not requests. */ -}}
+{{- define "lockgate.configuration.queue" -}}
+sending_queue:
+  storage: file_storage
+  queue_size: 1000000
+  max_disk_bytes: {{ . }}
+{{- end -}}
+
 {{- define "lockgate.configuration.collector" -}}
 {{- $values := .root.Values -}}
 {{- $logs := $values.sumologic.logs -}}
 {{- $listeners := $values.listeners.logsCollector -}}
 {{- $metadata := include "lockgate.serviceHost" (dict "root" .root "name" (printf "%s-logs-metadata" (include "lockgate.prefix" .root))) -}}
+{{- /* In an emptyDir a queue would be lost with the pod: there positions move on only when the next tier has the lines. */ -}}
+{{- $queue := eq $values.otellogs.state.type "hostPath" | ternary (include "lockgate.configuration.queue" $values.otellogs.state.maxQueueSize) "" -}}
 receivers:
   {{- if $logs.container.enabled }}
   filelog:
@@ -63,20 +73,23 @@ receivers:
   {{- if $logs.systemd.enabled }}
   journald:
     directory: /var/log/journal
-    start_at: end
     storage: file_storage
     units: {{ toJson $logs.systemd.units }}
+    resource:
+      k8s.node.name: ${env:LOCKGATE_NODE}
   {{- end }}
 exporters:
   {{- if $logs.container.enabled }}
   otlphttp:
     endpoint: http://{{ $metadata }}:{{ int $values.listeners.logs.otlpHttp }}
     compression: gzip
+    {{- $queue | nindent 4 }}
   {{- end }}
   {{- if $logs.systemd.enabled }}
-  otlphttp/systemd:
+  otlphttp/journald:
     endpoint: http://{{ $metadata }}:{{ int $values.listeners.logs.systemd }}
     compression: gzip
+    {{- $queue | nindent 4 }}
   {{- end }}
 extensions:
   health_check:
@@ -91,7 +104,7 @@ service:
     logs: {receivers: [filelog], exporters: [otlphttp]}
     {{- end }}
     {{- if $logs.systemd.enabled }}
-    logs/systemd: {receivers: [journald], exporters: [otlphttp/systemd]}
+    logs/journald: {receivers: [journald], exporters: [otlphttp/journald]}
     {{- end }}
   {{- include "lockgate.configuration.service" (dict "root" .root "listeners" $listeners "level" $values.otellogs.logLevel) | nindent 2 }}
 {{- end -}}
@@ -106,7 +119,7 @@ otlp: { {{- with $listeners.otlpHttp }}http: {{ int . }}{{ end }}{{ if and $list
 otlp/legacy: { {{- with $listeners.otlpHttpLegacy }}http: {{ int . }}{{ end }}{{ if and $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy }}, {{ end }}{{ with $listeners.otlpGrpcLegacy }}grpc: {{ int . }}{{ end -}} }
 {{- end }}
 {{- if and (eq .role.role "logs") .root.Values.sumologic.logs.systemd.enabled }}
-otlp/systemd: {http: {{ int $listeners.systemd }}}
+otlp/journald: {http: {{ int $listeners.systemd }}}
 {{- end }}
 {{- end -}}
 
@@ -195,11 +208,11 @@ processors:
     {{- if $source.perContainerAnnotationsEnabled }}
     container_annotations: {enabled: true{{ with $source.perContainerAnnotationPrefixes }}, prefixes: {{ toJson . }}{{ end }}}
     {{- end }}
-  {{- if hasKey $receivers "otlp/systemd" }}
+  {{- if hasKey $receivers "otlp/journald" }}
   {{- $systemd := $values.sumologic.logs.systemd }}
-  source/systemd:
+  source/journald:
     collector: {{ $cluster }}
-    source_host: ""
+    source_host: "%{k8s.node.name}"
     source_name: {{ include "lockgate.template" $systemd.sourceName }}
     source_category: {{ include "lockgate.template" $systemd.sourceCategory }}
     source_category_prefix: {{ include "lockgate.template" $systemd.sourceCategoryPrefix }}
@@ -216,10 +229,7 @@ exporters:
     auth: {authenticator: bearertokenauth}
     {{- end }}
     {{- if $values.metadata.persistence.enabled }}
-    sending_queue:
-      storage: file_storage
-      queue_size: 1000000
-      max_disk_bytes: {{ $values.metadata.persistence.maxQueueSize }}
+    {{- include "lockgate.configuration.queue" $values.metadata.persistence.maxQueueSize | nindent 4 }}
     {{- end }}
 extensions:
   health_check:
@@ -235,11 +245,11 @@ extensions:
 service:
   extensions: [health_check{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
   pipelines:
-    {{- $own := omit $receivers "otlp/systemd" | keys | sortAlpha }}
+    {{- $own := omit $receivers "otlp/journald" | keys | sortAlpha }}
     {{- if $listeners.fluentForward }}{{ $own = append $own "fluentforward" }}{{ end }}
     {{ .role.signal }}: {receivers: {{ toJson $own }}, processors: [memory_limiter, k8sattributes, resource, source], exporters: [{{ $exporter }}]}
-    {{- if hasKey $receivers "otlp/systemd" }}
-    logs/systemd: {receivers: [otlp/systemd], processors: [memory_limiter, resource, source/systemd], exporters: [{{ $exporter }}]}
+    {{- if hasKey $receivers "otlp/journald" }}
+    logs/journald: {receivers: [otlp/journald], processors: [memory_limiter, resource, source/journald], exporters: [{{ $exporter }}]}
     {{- end }}
   {{- include "lockgate.configuration.service" (dict "root" $root "listeners" $listeners "level" $settings.logLevel) | nindent 2 }}
 {{- end -}}

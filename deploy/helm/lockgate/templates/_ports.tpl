@@ -2,7 +2,7 @@
 {{- define "lockgate.ports" -}}
 {{- $listeners := get .root.Values.listeners .role.role -}}
 {{- if ne .role.role "logsCollector" }}
-{{- $suffixes := dict "otlp" "" "otlp/legacy" "-old" "otlp/systemd" "-sys" }}
+{{- $suffixes := dict "otlp" "" "otlp/legacy" "-old" "otlp/journald" "-sys" }}
 {{- range $id, $protocols := fromYaml (include "lockgate.otlpReceivers" .) }}
 {{- range $protocol, $port := $protocols }}
 - {name: otlp-{{ $protocol }}{{ get $suffixes $id }}, port: {{ int $port }}, protocol: TCP, why: "receivers/{{ $id }}"}
