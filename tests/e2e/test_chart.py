@@ -539,6 +539,34 @@ def test_keys_that_mean_nothing_here_are_named_with_what_to_do_instead() -> None
     assert "no effect" not in helm.notes({})
 
 
+def collection_values() -> dict[str, Any]:
+    """The keys of the Sumo Logic Kubernetes Collection, with their defaults; None where there is none."""
+    rows = [line.partition("\t") for line in (ROOT / "tests/data/collection_values.txt").read_text().splitlines()[1:]]
+    return {key: json.loads(default) if default else None for key, _, default in rows}
+
+
+def test_the_values_file_of_the_collection_moves_over_but_for_the_image(configured: Any) -> None:
+    values: Any = {}
+    for key, default in collection_values().items():
+        if default is not None:
+            nested: Any = default
+            for part in reversed(key.removesuffix(".*").split(".")):
+                nested = {part: nested}
+            values = helm.overlay(values, nested)
+    with pytest.raises(Refused, match=r"otelcolImage\.repository: .* is another program's image"):
+        helm.render(values)
+    del values["sumologic"]["otelcolImage"]["repository"], values["sumologic"]["otelcolImage"]["tag"]
+    objects = helm.render(values)
+    for role, each in workloads(objects).items():
+        configuration = configured(each, objects, complete(values))
+        assert not configuration.warnings, role
+        if role == "logs-metadata":
+            source: Any = configuration.components[Kind.PROCESSOR, "source"].settings
+            assert source.source_name == "%{k8s.namespace.name}.%{k8s.pod.name}.%{k8s.container.name}"
+            assert source.source_category == "%{k8s.namespace.name}/%{k8s.pod.pod_name}"
+    assert workloads(objects).keys() == PRESETS.keys()
+
+
 def test_every_key_of_the_collection_either_works_or_is_explained() -> None:
     schema = yaml.safe_load((CHART / "files/schema.yaml").read_text())
     moved = [key for group in yaml.safe_load((CHART / "files/moved.yaml").read_text()) for key in group["keys"]]
@@ -549,7 +577,7 @@ def test_every_key_of_the_collection_either_works_or_is_explained() -> None:
             return True
         return path[0] in node["properties"] and is_known(path[1:], node["properties"][path[0]])
 
-    lines = (ROOT / "tests/data/collection_values.txt").read_text().splitlines()[1:]
+    lines = collection_values()
     assert len(lines) > 500
     for line in lines:
         key = line.removesuffix(".*")

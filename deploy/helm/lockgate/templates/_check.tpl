@@ -89,6 +89,10 @@
 {{- with $values.sumologic.otelcolImage -}}
 {{- if and .digest .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: a digest names one image, so a suffix to the tag does nothing; set digest to that of the -fips image, or remove it" }}{{ end -}}
 {{- end -}}
+{{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image -}}
+{{- range $key, $image := $images -}}
+{{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
+{{- end -}}
 {{- with $values.backend -}}
 {{- if not (or .url .existingSecret) }}{{ $said = append $said "backend.existingSecret: nothing says where data goes; name a Secret that holds the URLs, or set backend.url" }}{{ end -}}
 {{- if and .tokenKey (not .existingSecret) }}{{ $said = append $said "backend.tokenKey: names a key of a Secret, and backend.existingSecret names none" }}{{ end -}}

@@ -213,7 +213,7 @@ processors:
   source/journald:
     collector: {{ $cluster }}
     source_host: "%{k8s.node.name}"
-    source_name: {{ include "lockgate.template" $systemd.sourceName }}
+    source_name: {{ $systemd.sourceName | replace "%{_sourceName}" "journald" | include "lockgate.template" }}
     source_category: {{ include "lockgate.template" $systemd.sourceCategory }}
     source_category_prefix: {{ include "lockgate.template" $systemd.sourceCategoryPrefix }}
     source_category_replace_dash: {{ include "lockgate.template" $systemd.sourceCategoryReplaceDash }}
