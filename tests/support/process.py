@@ -66,10 +66,14 @@ class Role:
         self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 
-    def start(self) -> None:
+    def spawn(self) -> None:
+        """Starts it, and waits for nothing."""
         with open(self.log, "ab") as output:
             command = [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
+
+    def start(self) -> None:
+        self.spawn()
         deadline = time.monotonic() + 20
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -375,7 +375,7 @@ class Journal:
             segment = self._roll()
         refs, frames, position, sequence = list[Ref](), list[bytes](), segment.size, self._next
         for batch in batches:
-            frame = _frame(segment.number, sequence, batch, self._compression)
+            frame = _frame(segment.number, position, sequence, batch, self._compression)
             position += len(frame)
             frames.append(frame)
             refs.append(Ref(segment.number, sequence, position, Amount(1, batch.count, len(batch.payload))))
@@ -562,8 +562,8 @@ class Journal:
                 if isinstance(found, _Gap):
                     gap = found
                     continue
-                if found.sequence < reader.expected:
-                    continue
+                if found.sequence < reader.expected or found.sequence >= segment.end:
+                    continue  # a copy; or of a write that nobody was told of: its number is given again
                 self._pass_gap(descriptor, segment, gap, Ranges([(reader.expected, found.sequence)]))
                 gap = None
                 if not self.knowledge.is_done(reader.name, found.sequence):
@@ -657,7 +657,7 @@ class Journal:
         self._log.error("%s: %d bytes at %d are damaged; copied to %s", segment.path, end - start, start, where)
 
 
-def _frame(segment: int, sequence: int, batch: Batch, compression: tuple[str, int | None]) -> bytes:
+def _frame(segment: int, position: int, sequence: int, batch: Batch, compression: tuple[str, int | None]) -> bytes:
     encoding, level = compression
     meta = msgspec.msgpack.encode(
         _Meta(
@@ -673,7 +673,7 @@ def _frame(segment: int, sequence: int, batch: Batch, compression: tuple[str, in
         payload = batch.encoded[encoding] = compress(batch.payload, encoding, level)
     crc = crc32(payload, crc32(meta))
     rest = struct.pack("<QIIIII", sequence, len(meta) + len(payload), len(meta), batch.count, len(batch.payload), crc)
-    return b"".join((_MAGIC, struct.pack("<I", crc32(rest, segment & 0xFFFFFFFF)), rest, meta, payload))
+    return b"".join((_MAGIC, struct.pack("<I", _head_crc(segment, position, rest)), rest, meta, payload))
 
 
 def _head_at(descriptor: int, segment: int, position: int, end: int) -> _Head | None:
@@ -685,10 +685,14 @@ def _head_at(descriptor: int, segment: int, position: int, end: int) -> _Head | 
         return None
     magic, head_crc, sequence, body, meta, items, payload_bytes, crc = _HEAD.unpack(raw)
     start = position + _HEAD.size
-    # Seeded with the segment's number: a block that a file system puts into the wrong file is not taken for one of this file.
-    if magic != _MAGIC or head_crc != crc32(raw[8:], segment & 0xFFFFFFFF) or meta > body or start + body > end:
+    if magic != _MAGIC or head_crc != _head_crc(segment, position, raw[8:]) or meta > body or start + body > end:
         return None
     return _Head(sequence, position, start, start + meta, start + body, Amount(1, items, payload_bytes), crc)
+
+
+def _head_crc(segment: int, position: int, rest: bytes) -> int:
+    """A block that a file system puts into the wrong file, or to the wrong place, is not taken for one that belongs there."""
+    return crc32(rest, crc32(struct.pack("<QQ", segment, position)))
 
 
 def _walk(descriptor: int, segment: int, position: int, end: int) -> Iterator[_Head | _Gap]:

@@ -27,6 +27,8 @@ from lockgate.tail.follow import Saved
 from lockgate.tail.tailer import Round, Tailer
 
 _MAX_NAMED_PROBLEMS = 20
+_BLOCKED_SECONDS = 1.0
+"""How often is looked while nothing may be read. A kubelet, which looks every ten seconds, deletes a file after several rotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,22 @@ class Rounds:
             began = loop.time()
             found = await self._collect()
             await self._deliver_soon(found)
-            async with self._room:
-                await self._room.wait_for(
-                    lambda: (
-                        self._stopping or (self.rounds_under_way < self.limits.max_rounds and self.bytes_under_way < self.limits.max_bytes)
-                    )
-                )
+            while not await self._has_room():
+                await self._with_tailer(self._tailer.look)
+                self._report()
             if not found.more:
                 await self._wait(began)
+
+    async def _has_room(self) -> bool:
+        """Waits until another round may be under way; False where that takes long."""
+        limits = self.limits
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BLOCKED_SECONDS), self._room:
+                await self._room.wait_for(
+                    lambda: self._stopping or (self.rounds_under_way < limits.max_rounds and self.bytes_under_way < limits.max_bytes)
+                )
+                return True
+        return False
 
     async def _wait(self, began: float) -> None:
         """Until something is to be read, and not before the pace allows."""

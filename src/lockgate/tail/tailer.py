@@ -66,6 +66,8 @@ class Options:
     fingerprint_bytes: int = 1000
     max_record_bytes: int = 1 << 20
     max_files: int = 1024
+    max_deleted_bytes: int = 64 << 20
+    """Of deleted files that are not read yet; beyond it the oldest are given up."""
     flush_seconds: float = 5.0
     """An unfinished record is given out after so long without a new byte; 0 is never."""
     linger_seconds: float = 10.0
@@ -256,6 +258,13 @@ class Tailer:
         self._files.clear()
         self._discovery.close()
 
+    def look(self) -> None:
+        """Look at what changed and read nothing, for while nobody takes what is read: what is rotated and deleted meanwhile is known."""
+        self._look()
+        for file in list(self._files.values()):
+            if file.life is None:  # else its compressed copy would be taken for another content
+                self._identify(file, os.fstat(file.descriptor).st_size)
+
     def collect(self, max_bytes: int, max_records: int) -> Round:
         """Look at what changed, and read every file that has something: fairly, up to these bounds (one record may pass `max_bytes`)."""
         self._look()
@@ -331,6 +340,7 @@ class Tailer:
         if self._leaving and now >= self._next_leaving:
             self._next_leaving = now + min(_LEAVING_SECONDS, self.options.linger_seconds)
             self._check_leaving(now)
+            self._let_go_of_deleted()
         if self._unfinished and self.options.flush_seconds:
             for file in self._unfinished:
                 if now - file.quiet_since >= self.options.flush_seconds:
@@ -377,6 +387,26 @@ class Tailer:
                     self._discovery.rescan([os.path.dirname(file.real)])
                     self._meet_strangers()
                 self._close(file, keep=keep)
+
+    def _let_go_of_deleted(self) -> None:
+        """Deleted files that wait to be read take space that their owner thinks free: beyond a bound the oldest are a gap."""
+        kept = 0
+        for file in reversed(list(self._leaving)):
+            status = os.fstat(file.descriptor)
+            if status.st_nlink or file.life is None or not file.life.settled:
+                continue
+            size = status.st_size if file.unpacked is None else _unpacked_size(file.descriptor, status.st_size)
+            unread = max(0, size - file.life.read)
+            kept += unread
+            if kept <= self.options.max_deleted_bytes or not unread:
+                continue
+            path, copy = self._copies.pop(file, ("", None))
+            entry = structs.replace(file.saved(), size=size)
+            self._let_go(file)
+            if copy is not None and _status(path, (copy.st_dev, copy.st_ino)) is not None:
+                self._remember(_moved_to(entry, path, copy))  # its content is still there, compressed
+            else:
+                self._lose(unread, file.path, "it was deleted, and more than max_deleted_size of deleted files waited to be read")
 
     def _check_saved(self) -> None:
         """Files known and not open (rotated while nobody looked, closed to make room): grown, moved, or gone, which is a gap."""
@@ -564,6 +594,11 @@ class Tailer:
             entry = None
             if file.name == file.path and self._is_rotated(file.path):
                 self._lose(0, file.path, "it was deleted, and so may others of this log that were rotated after it")
+        self._let_go(file)
+        if entry is not None:
+            self._remember(entry)
+
+    def _let_go(self, file: Followed) -> None:
         os.close(file.descriptor)
         del self._files[file.identity]
         for name in {file.name, file.path, file.real}:
@@ -574,8 +609,6 @@ class Tailer:
         if file.life is not None:
             self._islands.pop(file.life, None)
         self._uncount(file.inode)
-        if entry is not None:
-            self._remember(entry)
 
     def _is_rotated(self, log: str) -> bool:
         """Whether rotated files of this log are known: then it is a kubelet's."""
@@ -1200,3 +1233,8 @@ def describe_unreadable(path: str, error: OSError) -> str:
         whose = f"{parent} is mode {stat.filemode(status.st_mode)}, owner uid {status.st_uid}, gid {status.st_gid}"
     mend = "give it that group (supplementalGroups), or run as the owner"
     return f"cannot read {path}: {error.strerror or error}; {who}; {whose}; {mend}"
+
+
+def _unpacked_size(descriptor: int, size: int) -> int:
+    """How much a gzip file of one member (a kubelet's) says that it holds: RFC 1952, ISIZE."""
+    return int.from_bytes(os.pread(descriptor, 4, max(0, size - 4)), "little")

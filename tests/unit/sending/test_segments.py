@@ -626,3 +626,37 @@ def test_whatever_befalls_its_files_it_opens_drains_and_keeps_what_was_not_touch
         for reader in ("a", "b"):
             assert ids(drained(last, reader)) == ["id-99"]
         last.close()
+
+
+def test_a_number_that_an_unfinished_write_left_is_given_again_and_not_taken_for_damaged(tmp_path: Path) -> None:
+    """A power loss in the midst of a write of two: their heads are there, their bodies are not."""
+    journal = opened(tmp_path)
+    journal.append([a_batch(1)])
+    (segment,), (notes,) = segments(tmp_path), sorted((tmp_path / "queue").glob("*.notes"))[-1:]
+    noted = notes.read_bytes()
+    first, second = journal.append([a_batch(2), a_batch(3)])
+    journal.close()
+    notes.write_bytes(noted)
+    content = bytearray(segment.read_bytes())
+    for ref in (first, second):
+        content[ref.end - 10 : ref.end] = os.urandom(10)
+    segment.write_bytes(content)
+    journal = opened(tmp_path)
+    assert ids(drained(journal)) == ["id-1"]
+    journal.append([a_batch(4)])
+    journal.close()
+    assert ids(drained(opened(tmp_path))) == ["id-1", "id-4"]
+
+
+def test_a_block_that_was_written_to_another_place_costs_what_stood_there_alone(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    ends = [ref.end for ref in journal.append([a_batch(number) for number in range(1, 11)])]
+    journal.close()
+    (segment,) = segments(tmp_path)
+    content = bytearray(segment.read_bytes())
+    later = content[ends[7] : ends[8]]
+    content[ends[1] : ends[1] + len(later)] = later
+    segment.write_bytes(content)
+    found = ids(drained(opened(tmp_path)))
+    assert {f"id-{number}" for number in (1, 2, 5, 6, 7, 8, 9, 10)} <= set(found)
+    assert len(found) == len(set(found))

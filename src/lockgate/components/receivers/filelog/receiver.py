@@ -57,6 +57,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             fingerprint_bytes=settings.fingerprint_size,
             max_record_bytes=operator.max_log_size if operator else settings.max_log_size,
             max_files=self._max_files(),
+            max_deleted_bytes=settings.max_deleted_size,
             flush_seconds=settings.flush_seconds,
             inotify=settings.inotify,
             own=own_output(),
