@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from support import helm
+from support.chart_values import SEED
 from support.helm import HELM, KUBECTL, Object, of_kind, pod, workloads
 from support.kube_apiserver import ApiServer
 from support.process import Role, free_port, until
@@ -94,6 +95,7 @@ async def installed(api_server: ApiServer) -> AsyncIterator[Any]:
     ("namespace", "values"),
     [
         pytest.param("chart-default", {}, id="default"),
+        pytest.param("chart-seed", SEED, id="security-document"),
         pytest.param(
             "chart-journal",
             {"sumologic": {"logs": {"systemd": {"enabled": True}}}, "backend": {"tokenKey": "token"}},

@@ -46,6 +46,20 @@ seccompProfile: {type: RuntimeDefault}
 {{- mergeOverwrite (dict "httpGet" (dict "path" .path "port" "health")) (deepCopy (.own | default dict)) | toYaml -}}
 {{- end -}}
 
+{{- /* A metadata role's environment. (dict "root" $ "role" ROLE "extra" LIST) */ -}}
+{{- define "lockgate.environment" -}}
+{{- $values := .root.Values -}}
+{{- if not $values.backend.url }}
+- name: LOCKGATE_BACKEND_URL
+  valueFrom:
+    secretKeyRef: {name: {{ $values.backend.existingSecret }}, key: {{ get $values.backend.keys .role.signal }}}
+{{- end }}
+{{- include "lockgate.proxyEnvironment" $values.sumologic }}
+{{- with .extra }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "lockgate.proxyEnvironment" -}}
 {{- if or .httpProxy .httpsProxy }}
 {{- with .httpProxy }}
