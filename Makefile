@@ -24,6 +24,7 @@ lint: install
 
 test: install lint
 	sh tests/install-debian.sh
+	$(BIN)/python tests/install_helm.py
 	$(BIN)/python -m pytest
 
 # Real peers, built once from Go modules into a cache outside the tree (LOCKGATE_PEERS); says why where one cannot be.

@@ -29,8 +29,8 @@ PRIVATE = [
 ]
 """What a backend on the internet is not: this host, private, shared, link-local (the cloud's metadata among it), multicast, reserved
 (RFC 6890)."""
-PRIVATE_6 = ["::/128", "::1/128", "::ffff:0:0/96", "64:ff9b::/96", "fc00::/7", "fe80::/10", "ff00::/8"]
-"""Likewise, and what stands for an IPv4 address."""
+PRIVATE_6 = ["::/128", "::1/128", "64:ff9b::/96", "fc00::/7", "fe80::/10", "ff00::/8"]
+"""Likewise, and what stands for an IPv4 address. Not ::ffff:0:0/96: it is IPv4 on the wire, and the API server refuses a policy with it."""
 
 _INTERNET: tuple[dict[str, Any], ...] = (
     {"ipBlock": {"cidr": "0.0.0.0/0", "except": PRIVATE}},

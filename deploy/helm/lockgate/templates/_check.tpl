@@ -1,0 +1,150 @@
+{{- /* Everything that is wrong with the values, at once, each with its key. Unknown keys first: what they were meant to say is not known. */ -}}
+{{- define "lockgate.check" -}}
+{{- if not (hasKey .Values "_checked") -}}
+{{- $values := deepCopy .Values -}}
+{{- $_ := set .Values "_checked" true -}}
+{{- $found := dict "unknown" list "moved" list "problems" list -}}
+{{- include "lockgate.keys" (dict "value" $values "schema" (fromYaml (.Files.Get "files/schema.yaml")) "path" "" "moved" (fromYamlArray (.Files.Get "files/moved.yaml")) "found" $found) -}}
+{{- $problems := $found.unknown -}}
+{{- if not $problems -}}{{- include "lockgate.conflicts" (dict "root" . "found" $found) -}}{{- $problems = $found.problems -}}{{- end -}}
+{{- if $problems -}}{{- printf "these values cannot be used:\n  %s" (join "\n  " $problems) | fail -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Walks values and schema together. (dict "value" VALUE "schema" SCHEMA "path" PATH "moved" GROUPS "found" DICT) */ -}}
+{{- define "lockgate.keys" -}}
+{{- $context := . -}}
+{{- range $key, $value := .value -}}
+{{- $path := $context.path | empty | ternary $key (printf "%s.%s" $context.path $key) -}}
+{{- if hasKey $context.schema.properties $key -}}
+{{- $below := get $context.schema.properties $key -}}
+{{- if and (hasKey $below "properties") (kindIs "map" $value) -}}
+{{- include "lockgate.keys" (dict "value" $value "schema" $below "path" $path "moved" $context.moved "found" $context.found) -}}
+{{- end -}}
+{{- else -}}
+{{- $advice := "" -}}
+{{- $leads := false -}}
+{{- range $group := $context.moved -}}
+{{- range $group.keys -}}
+{{- if eq . $path }}{{ $advice = $group.advice }}{{ end -}}
+{{- if hasPrefix (printf "%s." $path) . }}{{ $leads = true }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if $advice -}}
+{{- $_ := set $context.found "moved" (append $context.found.moved (dict "key" $path "advice" $advice)) -}}
+{{- else if and $leads (kindIs "map" $value) -}}
+{{- include "lockgate.keys" (dict "value" $value "schema" (dict "properties" dict) "path" $path "moved" $context.moved "found" $context.found) -}}
+{{- else -}}
+{{- $_ := set $context.found "unknown" (append $context.found.unknown (include "lockgate.unknown" (dict "key" $key "path" $path "context" $context))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "lockgate.unknown" -}}
+{{- $key := .key -}}
+{{- $parent := .context.path -}}
+{{- $known := keys .context.schema.properties -}}
+{{- range $group := .context.moved -}}
+{{- range $group.keys -}}
+{{- $rest := $parent | empty | ternary . (trimPrefix (printf "%s." $parent) .) -}}
+{{- if or (not $parent) (ne $rest .) }}{{ $known = append $known (first (splitList "." $rest)) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $best := "" -}}
+{{- $likeness := 0 -}}
+{{- range $known | uniq | sortAlpha -}}
+{{- $one := include "lockgate.likeness" (dict "a" $key "b" .) | int -}}
+{{- if gt $one $likeness }}{{ $likeness = $one }}{{ $best = . }}{{ end -}}
+{{- end -}}
+{{- if ge $likeness 50 -}}
+{{ .path }}: unknown key; did you mean {{ $parent | empty | ternary $best (printf "%s.%s" $parent $best) }}?
+{{- else -}}
+{{ .path }}: unknown key; {{ $parent | default "the chart" }} takes {{ keys .context.schema.properties | sortAlpha | join ", " }}
+{{- end -}}
+{{- end -}}
+
+{{- /* How alike two words are, 0 to 100: their common pairs of letters (Dice's coefficient). */ -}}
+{{- define "lockgate.likeness" -}}
+{{- $pairs := list -}}
+{{- range $word := list .a .b -}}
+{{- $letters := splitList "" (printf "^%s$" (lower $word)) -}}
+{{- $own := dict -}}
+{{- range $index, $letter := initial $letters -}}
+{{- $_ := set $own (printf "%s%s" $letter (index $letters (add1 $index))) true -}}
+{{- end -}}
+{{- $pairs = append $pairs $own -}}
+{{- end -}}
+{{- $common := 0 -}}
+{{- range $pair, $_ := first $pairs }}{{ if hasKey (last $pairs) $pair }}{{ $common = add1 $common }}{{ end }}{{ end -}}
+{{- div (mul 200 $common) (add (len (first $pairs)) (len (last $pairs))) -}}
+{{- end -}}
+
+{{- /* What each key allows and both together do not. */ -}}
+{{- define "lockgate.conflicts" -}}
+{{- $root := .root -}}
+{{- $found := .found -}}
+{{- $values := $root.Values -}}
+{{- $said := list -}}
+{{- with $values.sumologic.otelcolImage -}}
+{{- if and .digest .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: a digest names one image, so a suffix to the tag does nothing; set digest to that of the -fips image, or remove it" }}{{ end -}}
+{{- end -}}
+{{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image -}}
+{{- range $key, $image := $images -}}
+{{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
+{{- end -}}
+{{- with $values.backend -}}
+{{- if not (or .url .existingSecret) }}{{ $said = append $said "backend.existingSecret: nothing says where data goes; name a Secret that holds the URLs, or set backend.url" }}{{ end -}}
+{{- if and .tokenKey (not .existingSecret) }}{{ $said = append $said "backend.tokenKey: names a key of a Secret, and backend.existingSecret names none" }}{{ end -}}
+{{- end -}}
+{{- with $values.networkPolicy -}}
+{{- if and .backend.cidrs (or .backend.pods .backend.namespace) }}{{ $said = append $said "networkPolicy.backend.cidrs: the backend is named by its pods (networkPolicy.backend.pods, .namespace) as well; keep one of them" }}{{ end -}}
+{{- if and .backend.ports (not (or .backend.pods .backend.namespace)) }}{{ $said = append $said "networkPolicy.backend.ports: says which ports the backend's pods have; name them in networkPolicy.backend.pods" }}{{ end -}}
+{{- range $list, $peers := dict "scrapers" .scrapers "clients.logs" .clients.logs "clients.metrics" .clients.metrics "clients.traces" .clients.traces -}}
+{{- range $index, $peer := $peers -}}
+{{- if and $peer.cidrs (or $peer.pods $peer.namespace $peer.namespaceLabels) }}{{ $said = append $said (printf "networkPolicy.%s[%d]: a peer is either cidrs or pods; write two" $list $index) }}{{ end -}}
+{{- if and $peer.namespace $peer.namespaceLabels }}{{ $said = append $said (printf "networkPolicy.%s[%d]: a namespace is chosen by its name or by its labels; keep one of them" $list $index) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.rbac.namespace $values.metadata.metrics.extractNodeLabels }}{{ $said = append $said "metadata.metrics.extractNodeLabels: nodes are in no namespace, and rbac.namespace allows nothing outside of one; remove either" }}{{ end -}}
+{{- if and $values.rbac.namespace $values.sumologic.logs.systemd.enabled }}{{ $said = append $said "sumologic.logs.systemd.enabled: a node's journal is in no namespace, and rbac.namespace collects from one alone; remove either" }}{{ end -}}
+{{- if and $values.sumologic.logs.enabled (not $values.metadata.logs.enabled) }}{{ $said = append $said "metadata.logs.enabled: the logs collector sends to logs metadata; set sumologic.logs.enabled: false to collect no logs" }}{{ end -}}
+{{- $roles := fromYaml (include "lockgate.roleList" $root) -}}
+{{- if hasKey $roles "logsCollector" -}}
+{{- if and $values.sumologic.logs.container.enabled (not $values.listeners.logs.otlpHttp) }}{{ $said = append $said "listeners.logs.otlpHttp: the logs collector sends to it; give it a port" }}{{ end -}}
+{{- if and $values.sumologic.logs.systemd.enabled (not $values.listeners.logs.systemd) }}{{ $said = append $said "listeners.logs.systemd: the logs collector sends the journal to it; give it a port" }}{{ end -}}
+{{- $own := $values.otellogs -}}
+{{- $pod := fromYaml (include "lockgate.over" (dict "default" (include "lockgate.podSecurity.collector" $root) "own" $own.daemonset.securityContext)) -}}
+{{- if and $pod.runAsNonRoot (eq (int $pod.runAsUser) 0) }}{{ $said = append $said "otellogs.daemonset.securityContext.runAsNonRoot: the user is root (runAsUser 0, or otellogs.privilege); remove either" }}{{ end -}}
+{{- if and (eq $own.privilege "capability") (ne (int $pod.runAsUser) 0) }}{{ $said = append $said "otellogs.privilege: a capability does nothing for a user other than root (otellogs.daemonset.securityContext.runAsUser); take the rung group" }}{{ end -}}
+{{- end -}}
+{{- range $role := $roles -}}
+{{- $context := dict "root" $root "role" $role -}}
+{{- $own := fromYaml (include "lockgate.settings" $context) -}}
+{{- $mayBindLow := eq $role.role "logsCollector" | ternary (ne $values.otellogs.privilege "group") false -}}
+{{- $listeners := get $values.listeners $role.role -}}
+{{- $taken := dict -}}
+{{- range $key, $port := $listeners -}}
+{{- $where := printf "listeners.%s.%s" $role.role $key -}}
+{{- if and $port (or (ne $key "systemd") $values.sumologic.logs.systemd.enabled) -}}
+{{- if and (lt (int $port) 1024) (not $mayBindLow) }}{{ $said = append $said (printf "%s: a program without privileges cannot listen on port %d; take one from 1024 on" $where (int $port)) }}{{ end -}}
+{{- with get $taken (toString (int $port)) }}{{ $said = append $said (printf "%s: port %d is that of %s already" $where (int $port) .) }}{{ end -}}
+{{- $_ := set $taken (toString (int $port)) $where -}}
+{{- else if has $key (list "health" "ownMetrics") }}{{ $said = append $said (printf "%s: 0 is no port that others could know; give one" $where) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $own.config.merge $own.config.override }}{{ $said = append $said (printf "%s.config.merge: config.override replaces the whole configuration, so there is nothing to merge into; keep one of them" $role.values) }}{{ end -}}
+{{- if ne $role.role "logsCollector" -}}
+{{- if not (or $listeners.otlpHttp $listeners.otlpGrpc $listeners.fluentForward $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy) }}{{ $said = append $said (printf "listeners.%s: nothing is received; give otlpHttp a port, or set sumologic.%s.enabled: false" $role.role $role.signal) }}{{ end -}}
+{{- $scales := kindIs "invalid" $own.autoscaling.enabled | ternary $values.sumologic.autoscaling.enabled $own.autoscaling.enabled -}}
+{{- if and $scales (gt (int $own.autoscaling.minReplicas) (int $own.autoscaling.maxReplicas)) }}{{ $said = append $said (printf "%s.autoscaling.minReplicas: more than maxReplicas" $role.values) }}{{ end -}}
+{{- if and $scales (not (or $own.autoscaling.targetCPUUtilizationPercentage $own.autoscaling.targetMemoryUtilizationPercentage)) }}{{ $said = append $said (printf "%s.autoscaling: nothing to scale by; set targetCPUUtilizationPercentage" $role.values) }}{{ end -}}
+{{- $budget := $own.podDisruptionBudget -}}
+{{- $replicas := int ($scales | ternary $own.autoscaling.minReplicas $own.statefulset.replicaCount) -}}
+{{- if not (or (kindIs "invalid" $budget.minAvailable) (kindIs "invalid" $budget.maxUnavailable)) }}{{ $said = append $said (printf "%s.podDisruptionBudget.minAvailable: maxUnavailable is set as well; Kubernetes takes one of them" $role.values) }}{{ end -}}
+{{- if and (or (kindIs "float64" $budget.minAvailable) (kindIs "int64" $budget.minAvailable) (kindIs "int" $budget.minAvailable)) (ge (int $budget.minAvailable) $replicas) }}{{ $said = append $said (printf "%s.podDisruptionBudget.minAvailable: with %d replicas no pod could ever be evicted, and no node drained; take less" $role.values $replicas) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $found "problems" $said -}}
+{{- end -}}

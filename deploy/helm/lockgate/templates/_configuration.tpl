@@ -1,0 +1,255 @@
+{{- /* What a role runs, after the user's config.merge and config.override. (dict "root" $ "role" ROLE) */ -}}
+{{- define "lockgate.configuration" -}}
+{{- $own := (include "lockgate.settings" . | fromYaml).config -}}
+{{- if $own.override -}}
+{{- toYaml $own.override -}}
+{{- else -}}
+{{- $built := fromYaml (include (eq .role.role "logsCollector" | ternary "lockgate.configuration.collector" "lockgate.configuration.metadata") .) -}}
+{{- mergeOverwrite $built (deepCopy $own.merge) | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A role's part of the values, as YAML. */ -}}
+{{- define "lockgate.settings" -}}
+{{- $found := .root.Values -}}
+{{- range splitList "." .role.values -}}{{- $found = get $found . -}}{{- end -}}
+{{- toYaml $found -}}
+{{- end -}}
+
+{{- /* Text of a user in a configuration: a dollar sign is no reference there. */ -}}
+{{- define "lockgate.text" -}}
+{{ . | replace "$" "$$" | toJson }}
+{{- end -}}
+
+{{- /* A source template, with the short names of the Sumo Logic Kubernetes Collection as the attributes that they mean. */ -}}
+{{- define "lockgate.template" -}}
+{{- $text := . -}}
+{{- $names := dict "namespace" "k8s.namespace.name" "pod" "k8s.pod.name" "pod_name" "k8s.pod.pod_name" "pod_id" "k8s.pod.uid" "container" "k8s.container.name" "node" "k8s.node.name" "host" "k8s.node.name" "deployment" "k8s.deployment.name" "statefulset" "k8s.statefulset.name" "daemonset" "k8s.daemonset.name" -}}
+{{- range $short, $long := $names -}}
+{{- $text = $text | replace (printf "%%{%s}" $short) (printf "%%{%s}" $long) -}}
+{{- end -}}
+{{ include "lockgate.text" $text }}
+{{- end -}}
+
+{{- define "lockgate.listen" -}}
+{{ .root.Values.sumologic.ipv6mode | ternary "[::]" "0.0.0.0" }}:{{ int .port }}
+{{- end -}}
+
+{{- define "lockgate.configuration.service" -}}
+telemetry:
+  logs: {level: {{ .level }}, encoding: json}
+  metrics:
+    readers:
+      - pull: {exporter: {prometheus: {host: {{ .root.Values.sumologic.ipv6mode | ternary "::" "0.0.0.0" | quote }}, port: {{ int .listeners.ownMetrics }}}}}
+{{- end -}}
+
+{{- /* What is acknowledged is on disk until the next tier has it; bytes bound it, not requests. */ -}}
+{{- define "lockgate.configuration.queue" -}}
+sending_queue:
+  storage: file_storage
+  queue_size: 1000000
+  max_disk_bytes: {{ . }}
+{{- end -}}
+
+{{- define "lockgate.configuration.collector" -}}
+{{- $values := .root.Values -}}
+{{- $logs := $values.sumologic.logs -}}
+{{- $listeners := $values.listeners.logsCollector -}}
+{{- $metadata := include "lockgate.serviceHost" (dict "root" .root "name" (printf "%s-logs-metadata" (include "lockgate.prefix" .root))) -}}
+{{- /* In an emptyDir a queue would be lost with the pod: there positions move on only when the next tier has the lines. */ -}}
+{{- $queue := eq $values.otellogs.state.type "hostPath" | ternary (include "lockgate.configuration.queue" $values.otellogs.state.maxQueueSize) "" -}}
+receivers:
+  {{- if $logs.container.enabled }}
+  filelog:
+    include: [/var/log/pods/{{ $values.rbac.namespace | empty | ternary "*" (printf "%s_*" $values.rbac.namespace) }}/*/*.log]
+    symlink_roots: {{ ternary (list "/var/log/pods" "/var/lib/docker/containers") (list "/var/log/pods") $values.otellogs.dockerContainers | toJson }}
+    include_file_path: true
+    include_file_name: false
+    start_at: beginning
+    storage: file_storage
+    operators:
+      - type: container
+  {{- end }}
+  {{- if $logs.systemd.enabled }}
+  journald:
+    directory: /var/log/journal
+    storage: file_storage
+    units: {{ toJson $logs.systemd.units }}
+    resource:
+      k8s.node.name: ${env:LOCKGATE_NODE}
+  {{- end }}
+exporters:
+  {{- if $logs.container.enabled }}
+  otlphttp:
+    endpoint: http://{{ $metadata }}:{{ int $values.listeners.logs.otlpHttp }}
+    compression: gzip
+    {{- $queue | nindent 4 }}
+  {{- end }}
+  {{- if $logs.systemd.enabled }}
+  otlphttp/journald:
+    endpoint: http://{{ $metadata }}:{{ int $values.listeners.logs.systemd }}
+    compression: gzip
+    {{- $queue | nindent 4 }}
+  {{- end }}
+extensions:
+  health_check:
+    endpoint: {{ include "lockgate.listen" (dict "root" .root "port" $listeners.health) | quote }}
+  file_storage:
+    directory: /var/lib/lockgate/storage
+    create_directory: true
+service:
+  extensions: [health_check, file_storage]
+  pipelines:
+    {{- if $logs.container.enabled }}
+    logs: {receivers: [filelog], exporters: [otlphttp]}
+    {{- end }}
+    {{- if $logs.systemd.enabled }}
+    logs/journald: {receivers: [journald], exporters: [otlphttp/journald]}
+    {{- end }}
+  {{- include "lockgate.configuration.service" (dict "root" .root "listeners" $listeners "level" $values.otellogs.logLevel) | nindent 2 }}
+{{- end -}}
+
+{{- /* The ports of a metadata role that are on: receiver -> protocol -> port, as YAML. */ -}}
+{{- define "lockgate.otlpReceivers" -}}
+{{- $listeners := get .root.Values.listeners .role.role -}}
+{{- if or $listeners.otlpHttp $listeners.otlpGrpc }}
+otlp: { {{- with $listeners.otlpHttp }}http: {{ int . }}{{ end }}{{ if and $listeners.otlpHttp $listeners.otlpGrpc }}, {{ end }}{{ with $listeners.otlpGrpc }}grpc: {{ int . }}{{ end -}} }
+{{- end }}
+{{- if or $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy }}
+otlp/legacy: { {{- with $listeners.otlpHttpLegacy }}http: {{ int . }}{{ end }}{{ if and $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy }}, {{ end }}{{ with $listeners.otlpGrpcLegacy }}grpc: {{ int . }}{{ end -}} }
+{{- end }}
+{{- if and (eq .role.role "logs") .root.Values.sumologic.logs.systemd.enabled }}
+otlp/journald: {http: {{ int $listeners.systemd }}}
+{{- end }}
+{{- end -}}
+
+{{- define "lockgate.configuration.metadata" -}}
+{{- $root := .root -}}
+{{- $values := $root.Values -}}
+{{- $settings := fromYaml (include "lockgate.settings" .) -}}
+{{- $listeners := get $values.listeners .role.role -}}
+{{- $receivers := fromYaml (include "lockgate.otlpReceivers" .) -}}
+{{- $exporter := $values.backend.exporter -}}
+{{- $cluster := include "lockgate.text" $values.sumologic.clusterName -}}
+{{- $source := dict -}}
+{{- if eq .role.role "logs" }}{{ $source = $values.sumologic.logs.container }}{{ end -}}
+{{- if eq .role.role "traces" }}{{ $source = $values.otelcolInstrumentation.sourceMetadata }}{{ end -}}
+{{- if eq .role.role "metrics" }}{{ $source = dict "excludeNamespaceRegex" $values.sumologic.metrics.excludeNamespaceRegex }}{{ end -}}
+receivers:
+  {{- range $id, $protocols := $receivers }}
+  {{ $id }}:
+    protocols:
+      {{- range $protocol, $port := $protocols }}
+      {{ $protocol }}: {endpoint: {{ include "lockgate.listen" (dict "root" $root "port" $port) | quote }}}
+      {{- end }}
+  {{- end }}
+  {{- with $listeners.fluentForward }}
+  fluentforward:
+    endpoint: {{ include "lockgate.listen" (dict "root" $root "port" .) | quote }}
+  {{- end }}
+processors:
+  memory_limiter:
+    check_interval: 5s
+    limit_percentage: 75
+    spike_limit_percentage: 20
+  k8sattributes:
+    auth_type: serviceAccount
+    {{- with $values.rbac.namespace }}
+    filter: {namespace: {{ . }}}
+    {{- end }}
+    extract:
+      metadata:
+        - k8s.namespace.name
+        - k8s.pod.name
+        - k8s.pod.uid
+        - k8s.pod.start_time
+        - k8s.node.name
+        - k8s.deployment.name
+        - k8s.statefulset.name
+        - k8s.daemonset.name
+        - k8s.replicaset.name
+      labels:
+        {{- if and (hasKey $settings "extractPodLabels") (not $settings.extractPodLabels) }}
+        - {from: pod, key: pod-template-hash, tag_name: k8s.pod.label.pod-template-hash}
+        {{- else }}
+        - {from: pod, key_regex: (.*), tag_name: k8s.pod.label.$$1}
+        {{- end }}
+        {{- if $settings.extractNodeLabels }}
+        - {from: node, key_regex: (.*), tag_name: k8s.node.label.$$1}
+        {{- end }}
+      annotations:
+        - {from: pod, key_regex: (.*), tag_name: k8s.pod.annotation.$$1}
+        {{- if not $values.rbac.namespace }}
+        - {from: namespace, key_regex: (.*), tag_name: k8s.namespace.annotation.$$1}
+        {{- end }}
+    pod_association:
+      - sources: [{from: resource_attribute, name: k8s.pod.uid}]
+      - sources: [{from: resource_attribute, name: k8s.pod.name}, {from: resource_attribute, name: k8s.namespace.name}]
+      - sources: [{from: connection}]
+    wait_for_metadata: {{ $settings.waitForMetadata }}
+    wait_for_metadata_timeout: {{ $settings.waitForMetadataTimeout }}
+  resource:
+    attributes:
+      - {action: upsert, key: cluster, value: {{ $cluster }}}
+  source:
+    collector: {{ $cluster }}
+    {{- range $key, $name := dict "sourceHost" "source_host" "sourceName" "source_name" "sourceCategory" "source_category" "sourceCategoryPrefix" "source_category_prefix" "sourceCategoryReplaceDash" "source_category_replace_dash" }}
+    {{- if and (hasKey $source $key) (or (ne $key "sourceHost") (get $source $key)) }}
+    {{ $name }}: {{ include "lockgate.template" (get $source $key) }}
+    {{- end }}
+    {{- end }}
+    {{- $exclude := dict }}
+    {{- range $key, $attribute := dict "excludeContainerRegex" "k8s.container.name" "excludeHostRegex" "_sourceHost" "excludeNamespaceRegex" "k8s.namespace.name" "excludePodRegex" "k8s.pod.name" }}
+    {{- with get $source $key }}{{ $_ := set $exclude $attribute (replace "$" "$$" .) }}{{ end }}
+    {{- end }}
+    {{- with $exclude }}
+    exclude: {{ toJson . }}
+    {{- end }}
+    {{- if $source.perContainerAnnotationsEnabled }}
+    container_annotations: {enabled: true{{ with $source.perContainerAnnotationPrefixes }}, prefixes: {{ toJson . }}{{ end }}}
+    {{- end }}
+  {{- if hasKey $receivers "otlp/journald" }}
+  {{- $systemd := $values.sumologic.logs.systemd }}
+  source/journald:
+    collector: {{ $cluster }}
+    source_host: "%{k8s.node.name}"
+    source_name: {{ $systemd.sourceName | replace "%{_sourceName}" "journald" | include "lockgate.template" }}
+    source_category: {{ include "lockgate.template" $systemd.sourceCategory }}
+    source_category_prefix: {{ include "lockgate.template" $systemd.sourceCategoryPrefix }}
+    source_category_replace_dash: {{ include "lockgate.template" $systemd.sourceCategoryReplaceDash }}
+  {{- end }}
+exporters:
+  {{ $exporter }}:
+    endpoint: {{ if $values.backend.url }}{{ include "lockgate.text" $values.backend.url }}{{ else }}${env:LOCKGATE_BACKEND_URL}{{ end }}
+    {{- if eq $exporter "sumologic" }}
+    log_format: otlp
+    metric_format: otlp
+    {{- end }}
+    {{- if $values.backend.tokenKey }}
+    auth: {authenticator: bearertokenauth}
+    {{- end }}
+    {{- if $values.metadata.persistence.enabled }}
+    {{- include "lockgate.configuration.queue" $values.metadata.persistence.maxQueueSize | nindent 4 }}
+    {{- end }}
+extensions:
+  health_check:
+    endpoint: {{ include "lockgate.listen" (dict "root" $root "port" $listeners.health) | quote }}
+  {{- if $values.backend.tokenKey }}
+  bearertokenauth: {filename: /etc/lockgate/backend/token}
+  {{- end }}
+  {{- if $values.metadata.persistence.enabled }}
+  file_storage:
+    directory: /var/lib/lockgate/storage
+    create_directory: true
+  {{- end }}
+service:
+  extensions: [health_check{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
+  pipelines:
+    {{- $own := omit $receivers "otlp/journald" | keys | sortAlpha }}
+    {{- if $listeners.fluentForward }}{{ $own = append $own "fluentforward" }}{{ end }}
+    {{ .role.signal }}: {receivers: {{ toJson $own }}, processors: [memory_limiter, k8sattributes, resource, source], exporters: [{{ $exporter }}]}
+    {{- if hasKey $receivers "otlp/journald" }}
+    logs/journald: {receivers: [otlp/journald], processors: [memory_limiter, resource, source/journald], exporters: [{{ $exporter }}]}
+    {{- end }}
+  {{- include "lockgate.configuration.service" (dict "root" $root "listeners" $listeners "level" $settings.logLevel) | nindent 2 }}
+{{- end -}}

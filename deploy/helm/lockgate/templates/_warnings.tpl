@@ -1,0 +1,48 @@
+{{- /* What is accepted, but does less than one may think, as a YAML list of texts. */ -}}
+{{- define "lockgate.warnings" -}}
+{{- $values := .Values -}}
+{{- $roles := fromYaml (include "lockgate.roles" .) -}}
+{{- $found := dict "unknown" list "moved" list -}}
+{{- include "lockgate.keys" (dict "value" (omit $values "_checked") "schema" (fromYaml (.Files.Get "files/schema.yaml")) "path" "" "moved" (fromYamlArray (.Files.Get "files/moved.yaml")) "found" $found) -}}
+{{- $groups := dict -}}
+{{- range $found.moved }}{{ $_ := set $groups .advice (append (get $groups .advice | default list) .key) }}{{ end -}}
+{{- $said := list -}}
+{{- range $advice, $keys := $groups }}{{ $said = append $said (printf "%s: no effect here; %s" (join ", " $keys) $advice) }}{{ end -}}
+{{- range $key, $isSet := dict "sumologic.events.enabled" $values.sumologic.events.enabled "otelevents" (omit $values.otelevents "useSumoK8sEventReceiver" "reportConfigMaps") -}}
+{{- if $isSet }}{{ $said = append $said (printf "%s: no effect here; events are not collected yet; keep what collects them today" $key) }}{{ end -}}
+{{- end -}}
+{{- if $values.networkPolicy.enabled -}}
+{{- $metadata := omit $roles "logsCollector" -}}
+{{- if $metadata -}}
+{{- range $key := list "serviceCidrs" "endpointCidrs" -}}
+{{- if not (get $values.networkPolicy.kubernetesApi $key) }}{{ $said = append $said (printf "networkPolicy.kubernetesApi.%s: empty, so any address is allowed on the API server's port; see kubectl get service,endpoints kubernetes" $key) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $roles (not $values.networkPolicy.scrapers) }}{{ $said = append $said "networkPolicy.scrapers: empty, so nobody may read own metrics" }}{{ end -}}
+{{- range $role := list "metrics" "traces" -}}
+{{- if and (hasKey $roles $role) (not (get $values.networkPolicy.clients $role)) }}{{ $said = append $said (printf "networkPolicy.clients.%s: empty, so nobody may send %s; name the pods that do" $role $role) }}{{ end -}}
+{{- end -}}
+{{- range $role := $roles -}}
+{{- $own := fromYaml (include "lockgate.settings" (dict "root" $ "role" $role)) -}}
+{{- range $key, $value := $own.config -}}
+{{- if $value }}{{ $said = append $said (printf "%s.config.%s: network policies and roles follow from the other values; compare `lockgate netpol` and `lockgate rbac`, and say the rest in networkPolicy.extra.%s" $role.values $key $role.role) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey $roles "logsCollector" -}}
+{{- if eq $values.otellogs.state.type "emptyDir" }}{{ $said = append $said "otellogs.state.type: with emptyDir positions go with the pod; the next one reads the files that are there from their beginning, and what was rotated away meanwhile is lost" }}{{ end -}}
+{{- if and $values.sumologic.logs.systemd.enabled (eq $values.otellogs.privilege "group") (kindIs "invalid" $values.otellogs.journalGroup) }}{{ $said = append $said "otellogs.journalGroup: not set; where the journal belongs to a group of its own (systemd-journal), its number is needed, or otellogs.privilege: root" }}{{ end -}}
+{{- if eq (include "lockgate.nodeNamespace" .) .Release.Namespace }}{{ $said = append $said "otellogs.namespace.name: the logs collector needs hostPath, so this namespace cannot enforce Pod Security baseline or restricted for the others in it" }}{{ end -}}
+{{- end -}}
+{{- range $role := omit $roles "logsCollector" -}}
+{{- $own := fromYaml (include "lockgate.settings" (dict "root" $ "role" $role)) -}}
+{{- $emptyDirs := list -}}
+{{- range concat ($own.statefulset.extraVolumes | default list) ($own.extraVolumes | default list) }}{{ if hasKey . "emptyDir" }}{{ $emptyDirs = append $emptyDirs .name }}{{ end }}{{ end -}}
+{{- range $container := concat ($own.statefulset.initContainers | default list) ($own.initContainers | default list) -}}
+{{- range $container.volumeMounts -}}
+{{- if and .readOnly (has .name $emptyDirs) }}{{ $said = append $said (printf "%s.statefulset.initContainers: %s mounts the emptyDir %s read-only and could not fill it; it is mounted writable there" $role.values $container.name .name) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $said -}}
+{{- end -}}

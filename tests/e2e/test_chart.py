@@ -1,0 +1,643 @@
+"""The Helm chart: what it renders is valid, hardened, and opens what the rendered configurations need and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from support import helm
+from support.chart_values import CASES, SEED, SEED_SECRET_OVER_CERTS
+from support.helm import CHART, Object, Refused, complete, of_kind, pod, workloads
+
+from lockgate.collector.config import Configuration, load
+from lockgate.lockdown import netpol, rbac
+from lockgate.lockdown.facts import Facts
+from lockgate.lockdown.flows import derive
+from lockgate.pipeline.contract import Kind
+from lockgate.pipeline.needs import Connect, Listen, Write
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(bool(helm.missing), reason=helm.missing)
+every_case = pytest.mark.parametrize("case", CASES)
+PRESETS = {
+    "logs-collector": "logs_collector",
+    "logs-metadata": "logs_metadata",
+    "metrics-metadata": "metrics_metadata",
+    "traces": "traces",
+}
+LISTENERS = {"logs-collector": "logsCollector", "logs-metadata": "logs", "metrics-metadata": "metrics", "traces": "traces"}
+
+
+@cache
+def _rendered(case: str) -> str:
+    return json.dumps(helm.render(CASES[case]))
+
+
+def rendered(case: str) -> list[Object]:
+    objects: list[Object] = json.loads(_rendered(case))
+    return objects
+
+
+def component(thing: Object) -> str:
+    return str(thing["metadata"]["labels"]["app.kubernetes.io/component"])
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The configuration that a workload's pod would run, with the environment that the pod would have."""
+
+    def configuration(workload: Object, objects: list[Object], values: Any) -> Configuration:
+        own = workload["metadata"]
+        text = next(
+            each["data"]["lockgate.yaml"]
+            for each in of_kind(objects, "ConfigMap")
+            if (each["metadata"]["name"], each["metadata"]["namespace"]) == (own["name"], own["namespace"])
+        )
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "KUBERNETES_SERVICE_HOST"):
+            monkeypatch.delenv(name, raising=False)
+        url = f"https://receivers.example.com:{values['backend']['port']}/receiver/v1/otlp/SECRET"
+        secrets = {"LOCKGATE_BACKEND_URL": url, "LOCKGATE_NODE": "node-1"}
+        environment = {
+            each["name"]: each.get("value", secrets.get(each["name"])).replace("$(KUBERNETES_SERVICE_HOST)", "10.96.0.1")
+            for each in pod(workload)["containers"][0].get("env") or []
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        path = tmp_path / f"{own['name']}.yaml"
+        path.write_text(text)
+        return load([str(path)], environment=environment)
+
+    return configuration
+
+
+def facts(role: str, configuration: Configuration, values: Any, objects: list[Object]) -> Facts:
+    """What the values say of the cluster, in the words of `lockgate netpol --facts`."""
+    placed = {name: (each["metadata"], each["spec"]["selector"]["matchLabels"]) for name, each in workloads(objects).items()}
+    own, labels = placed[role]
+    policy = values["networkPolicy"]
+
+    def peers(given: list[Any]) -> list[Any]:
+        return [{re.sub("([A-Z])", r"_\1", key).lower(): value for key, value in peer.items()} for peer in given]
+
+    services, clients = {}, {}
+    needs = configuration.needs()
+    if role == "logs-collector":
+        metadata, metadata_labels = placed["logs-metadata"]
+        services[f"{metadata['name']}.{metadata['namespace']}"] = {"pods": metadata_labels, "namespace": metadata["namespace"]}
+    else:
+        backend = policy["backend"]
+        if backend["pods"] or backend["namespace"]:
+            [host] = {need.host for who, need in needs if isinstance(need, Connect) and who.startswith("exporters/")}
+            services[host] = {key: backend[key] for key in ("pods", "namespace", "ports")}
+        for who, need in needs:
+            if isinstance(need, Listen) and who.startswith("receivers/"):
+                clients[need.port] = [] if who == "receivers/otlp/journald" else peers(policy["clients"][LISTENERS[role]])
+                containers = values["sumologic"]["logs"]["container"]["enabled"] and need.port == values["listeners"]["logs"]["otlpHttp"]
+                if role == "logs-metadata" and (who == "receivers/otlp/journald" or containers):
+                    collector, collector_labels = placed["logs-collector"]
+                    clients[need.port] += [{"pods": collector_labels, "namespace": collector["namespace"]}]
+    api = policy["kubernetesApi"]
+    return Facts.model_validate(
+        {
+            "name": own["name"],
+            "namespace": own["namespace"],
+            "pods": labels,
+            "dns": {"kind": policy["dns"]["kind"], "nodelocal_cidrs": policy["dns"]["nodelocalCidrs"]},
+            "kubernetes_api": {
+                "service_cidrs": api["serviceCidrs"],
+                "service_port": api["servicePort"],
+                "endpoint_cidrs": api["endpointCidrs"],
+                "endpoint_port": api["endpointPort"],
+            },
+            "backend": {"cidrs": policy["backend"]["cidrs"]},
+            "services": services,
+            "clients": clients,
+            "scrapers": peers(policy["scrapers"]),
+            "nodes": policy["nodes"],
+        }
+    )
+
+
+def plain(thing: Object) -> Object:
+    """Without labels, and with rules in an order of their own: it means nothing."""
+    thing = json.loads(json.dumps(thing))
+    thing["metadata"].pop("labels", None)
+    for direction in ("ingress", "egress"):
+        if direction in thing.get("spec", {}):
+            for rule in thing["spec"][direction]:
+                rule["ports"].sort(key=json.dumps)
+            thing["spec"][direction].sort(key=lambda rule: json.dumps(rule, sort_keys=True))
+    return thing
+
+
+def by_name(things: list[Object]) -> list[Object]:
+    return sorted(map(plain, things), key=lambda each: (each["kind"], each["metadata"]["name"]))
+
+
+def test_helm_finds_no_fault() -> None:
+    assert "0 chart(s) failed" in helm.helm("lint", "--strict", str(CHART))
+
+
+@cache  # most objects are the same in most cases, and a validation takes 20 ms
+def validate(thing: str) -> None:
+    kubernetes_validate.validate(json.loads(thing), "1.37", strict=True)
+
+
+@every_case
+def test_every_object_is_one_of_kubernetes(case: str) -> None:
+    objects = rendered(case)
+    names = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in objects]
+    assert len(set(names)) == len(names)
+    for each in objects:
+        if each["kind"] != "SecurityContextConstraints":  # OpenShift's
+            validate(json.dumps(each))
+    for each in workloads(objects).values():
+        spec = pod(each)
+        volumes = {volume["name"] for volume in spec["volumes"]} | {
+            claim["metadata"]["name"] for claim in each["spec"].get("volumeClaimTemplates", [])
+        }
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            mounts = container["volumeMounts"]
+            assert {mount["name"] for mount in mounts} <= volumes
+            paths = [mount["mountPath"].rstrip("/") for mount in mounts]
+            assert len(set(paths)) == len(paths)
+
+
+@every_case
+def test_every_configuration_is_valid_and_promises_what_it_says(case: str, configured: Any) -> None:
+    objects, values = rendered(case), complete(CASES[case])
+    found = workloads(objects)
+    assert found
+    for role, each in found.items():
+        configuration = configured(each, objects, values)
+        assert not configuration.warnings, role
+        container = pod(each)["containers"][0]
+        listening = {(need.port, need.protocol.upper()) for _, need in configuration.needs() if isinstance(need, Listen)}
+        assert {(port["containerPort"], port["protocol"]) for port in container["ports"]} == listening
+        assert container["args"] == ["run", "--config", "/etc/lockgate/configuration/lockgate.yaml"]
+        # What it writes is on a volume: the root file system is read-only.
+        writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+        for path in {need.path for _, need in configuration.needs() if isinstance(need, Write)} - {"/dev/null"}:
+            assert any(Path(path).is_relative_to(mount) for mount in writable), path
+
+
+@every_case
+def test_the_policies_are_those_that_netpol_derives_from_the_rendered_configurations(case: str, configured: Any) -> None:
+    objects, values = rendered(case), complete(CASES[case])
+    expected = []
+    for role, each in workloads(objects).items():
+        configuration = configured(each, objects, values)
+        known = facts(role, configuration, values, objects)
+        expected += netpol.policies(derive(configuration.needs(), known).flows, known)
+    assert by_name(of_kind(objects, "NetworkPolicy")) == by_name(expected)
+
+
+@every_case
+def test_the_roles_are_those_that_rbac_derives_from_the_rendered_configurations(case: str, configured: Any) -> None:
+    objects, values = rendered(case), complete(CASES[case])
+    expected = []
+    for each in workloads(objects).values():
+        own = each["metadata"]
+        needs = configured(each, objects, values).needs()
+        granted, warnings = rbac.manifests(needs, f"{own['namespace']}-{own['name']}", own["namespace"], own["name"])
+        assert not warnings
+        expected += granted
+        # A token only where the API is asked.
+        assert pod(each)["automountServiceAccountToken"] is bool(granted)
+    assert by_name(of_kind(objects, "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")) == by_name(expected)
+    if values["rbac"]["namespace"]:
+        assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
+
+
+@every_case
+def test_everything_but_the_logs_collector_is_restricted(case: str) -> None:
+    found = workloads(rendered(case))
+    for role, each in found.items():
+        containers = [*pod(each).get("initContainers", []), *pod(each)["containers"]]
+        assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in containers)
+        assert all(container["resources"] for container in containers)
+        if role != "logs-collector":
+            assert not_restricted(each) == []
+    if "logs-collector" in found:
+        assert "volume pods" in not_restricted(found["logs-collector"]) or "volume journal" in not_restricted(found["logs-collector"])
+
+
+def not_restricted(workload: Object) -> list[str]:
+    return helm.not_restricted(pod(workload))
+
+
+@pytest.mark.parametrize(
+    ("case", "added"),
+    [
+        ("defaults", {"changeowner": ["CHOWN"], "otelcol": None}),
+        ("rung-root", {"otelcol": None}),
+        ("rung-capability", {"changeowner": ["CHOWN"], "otelcol": ["DAC_READ_SEARCH"]}),
+    ],
+)
+def test_the_logs_collector_has_the_rung_that_was_chosen_and_no_more(case: str, added: dict[str, Any]) -> None:
+    objects = rendered(case)
+    collector = workloads(objects)["logs-collector"]
+    spec = pod(collector)
+    containers = [*spec.get("initContainers", []), *spec["containers"]]
+    assert {each["name"]: each["securityContext"]["capabilities"].get("add") for each in containers} == added
+    assert all(each["securityContext"]["capabilities"]["drop"] == ["ALL"] for each in containers)
+    assert not any(each["securityContext"]["allowPrivilegeEscalation"] for each in containers)
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert (spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsNonRoot"]) == (
+        (10001, True) if case == "defaults" else (0, False)
+    )
+    assert spec["securityContext"].get("supplementalGroups") == ([0] if case == "defaults" else None)
+    paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    assert paths <= {"/var/log/pods", "/var/lib/lockgate", "/var/lib/docker/containers"}
+    for container in spec["containers"]:
+        assert all(
+            mount.get("readOnly") for mount in container["volumeMounts"] if mount["mountPath"].startswith(("/var/log", "/var/lib/d"))
+        )
+
+
+def test_on_openshift_the_ids_are_left_to_restricted_v2() -> None:
+    objects = rendered("openshift")
+    [constraints] = of_kind(objects, "SecurityContextConstraints")
+    assert constraints["users"] == ["system:serviceaccount:sumo-nodes:r-lockgate-logs-collector"]
+    assert (constraints["allowPrivilegedContainer"], constraints["allowedCapabilities"]) == (False, ["CHOWN"])
+    for role, each in workloads(objects).items():
+        assert bool(pod(each)["securityContext"].keys() & {"runAsUser", "runAsGroup", "fsGroup"}) is (role == "logs-collector")
+
+
+def test_the_logs_collector_lives_in_a_namespace_of_its_own() -> None:
+    objects = rendered("defaults")
+    own = {
+        each["metadata"]["namespace"]
+        for each in objects
+        if each["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "logs-collector"
+    }
+    assert own == {"sumo-nodes"}
+    [namespace] = of_kind(objects, "Namespace")
+    assert namespace["metadata"] == {"name": "sumo-nodes", "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}
+    assert not of_kind(rendered("one-namespace-for-all"), "Namespace")
+
+
+@pytest.mark.parametrize("signal", ["logs", "metrics", "traces"])
+def test_a_pipeline_that_is_off_renders_nothing(signal: str) -> None:
+    off = {"sumologic": {signal: {"enabled": False}}}
+    roles = {component(each) for each in helm.render(off) if each["kind"] != "Namespace"}
+    assert roles == {role for role in PRESETS if signal not in role}
+
+
+def test_with_everything_off_nothing_at_all_is_rendered() -> None:
+    off = {"sumologic": {signal: {"enabled": False} for signal in ("logs", "metrics", "traces")}}
+    assert helm.render(off) == []
+    assert "Nothing is on" in helm.notes(off)
+
+
+def test_nothing_is_a_hook() -> None:
+    assert not any("helm.sh/hook" in each["metadata"].get("annotations", {}) for case in CASES for each in rendered(case))
+
+
+@pytest.mark.parametrize("role", PRESETS)
+def test_by_default_a_role_is_its_preset(role: str, configured: Any) -> None:
+    values = {
+        "sumologic": {"logs": {"systemd": {"enabled": True}}},
+        "otellogs": {"dockerContainers": True},
+        "metadata": {"persistence": {"maxQueueSize": "4GiB"}},
+    }
+    objects = helm.render(values)
+    built = configured(workloads(objects)[role], objects, complete(values))
+    journals = {"logs-collector": ["journald"], "logs-metadata": ["journald_metadata"]}
+    environment = {
+        "LOCKGATE_BACKEND_URL": "https://receivers.example.com:443/receiver/v1/otlp/SECRET",
+        "LOCKGATE_NODE": "node-1",
+        "LOCKGATE_JOURNAL": "/var/log/journal",
+        "LOCKGATE_LOGS_METADATA_URL": "http://r-lockgate-logs-metadata.sumo.svc.cluster.local:4318",
+        "LOCKGATE_JOURNALD_METADATA_URL": "http://r-lockgate-logs-metadata.sumo.svc.cluster.local:4319",
+        "LOCKGATE_STATE": "/var/lib/lockgate/storage",
+    }
+    preset = load([PRESETS[role], *journals.get(role, [])], environment=environment)
+    assert {each.id: each for each in built.pipelines}.keys() == {each.id: each for each in preset.pipelines}.keys()
+    assert built.components.keys() == preset.components.keys()
+    for key, expected in preset.components.items():
+        # What a trace's source is called is the collection's choice, and the journal's queue is bounded like the containers'.
+        if (role, key[1]) not in {("traces", "source"), ("logs-collector", "otlphttp/journald")}:
+            assert built.components[key].settings == expected.settings, key
+
+
+def test_a_changed_configuration_rolls_the_pods_and_nothing_else_does() -> None:
+    def checksums(values: Any) -> dict[str, str]:
+        return {
+            role: each["spec"]["template"]["metadata"]["annotations"]["checksum/configuration"]
+            for role, each in workloads(helm.render(values)).items()
+        }
+
+    before = checksums({})
+    after = checksums({"metadata": {"logs": {"logLevel": "debug"}, "metrics": {"statefulset": {"replicaCount": 5}}}})
+    assert {role for role in before if before[role] != after[role]} == {"logs-metadata"}
+
+
+def test_the_keys_of_the_security_document_work_as_it_shows_them() -> None:
+    objects = rendered("seed")
+    found = workloads(objects)
+    logs, metrics, collector = pod(found["logs-metadata"]), pod(found["metrics-metadata"]), pod(found["logs-collector"])
+    assert logs["securityContext"]["fsGroup"] == metrics["securityContext"]["fsGroup"] == 999
+    assert {"mountPath": "/tmp/", "name": "tmp-volume-logs"} in logs["containers"][0]["volumeMounts"]
+    assert (collector["securityContext"]["runAsUser"], collector["securityContext"]["runAsNonRoot"]) == (0, False)
+    [certificates] = metrics["initContainers"]
+    mounts = {mount["name"]: mount for mount in certificates["volumeMounts"]}
+    assert mounts["root-ca-cert"]["readOnly"] is True
+    assert "readOnly" not in mounts["certs"]  # it is filled there; read-only it could not be
+    assert {"name": "certs", "mountPath": "/etc/ssl/certs/", "readOnly": True} in metrics["containers"][0]["volumeMounts"]
+    for spec in (logs, metrics, collector):
+        assert spec["containers"][0]["image"].endswith("-fips")
+    ports = {role: {port["containerPort"] for port in pod(each)["containers"][0]["ports"]} for role, each in found.items()}
+    assert (2020 in ports["logs-collector"], 24321 in ports["logs-metadata"], 55681 in ports["traces"]) == (True, True, True)
+    told = helm.notes(SEED)
+    assert "sumologic.events.enabled: no effect here; events are not collected yet" in told
+    assert "otelevents: no effect here" in told
+    assert "update-certificates mounts the emptyDir certs read-only" in told
+
+
+def test_the_forms_that_were_silently_ignored_mean_what_they_say() -> None:
+    spec = pod(workloads(helm.render(SEED_SECRET_OVER_CERTS))["metrics-metadata"])
+    assert {"name": "certs", "secret": {"secretName": "root-ca-cert"}} in spec["volumes"]
+    assert {"name": "certs", "mountPath": "/etc/ssl/certs/", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+
+
+def test_what_a_user_gives_lands_where_kubernetes_has_it() -> None:
+    objects = rendered("everything-of-kubernetes")
+    logs, collector = workloads(objects)["logs-metadata"], workloads(objects)["logs-collector"]
+    template = logs["spec"]["template"]["metadata"]
+    assert template["labels"] == {"team": "ops", **logs["spec"]["selector"]["matchLabels"]}  # a selector's labels cannot be taken over
+    assert {"a": "1", "b": "2"}.items() <= template["annotations"].items()
+    spec = pod(logs)
+    assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["priorityClassName"] == "high"
+    assert "requiredDuringSchedulingIgnoredDuringExecution" in spec["affinity"]["podAntiAffinity"]
+    container = spec["containers"][0]
+    assert {"name": "A", "value": "b"} in container["env"]
+    assert container["readinessProbe"] == {
+        "httpGet": {"path": "/ready", "port": "health"}, "periodSeconds": 7, "timeoutSeconds": 3, "failureThreshold": 3,
+    }  # fmt: skip
+    claim = logs["spec"]["volumeClaimTemplates"][0]
+    assert (claim["spec"]["storageClassName"], claim["metadata"]["labels"]) == ("fast", {"e": "5"})
+    scaler = next(each for each in of_kind(objects, "HorizontalPodAutoscaler") if component(each) == "logs-metadata")
+    assert [metric["resource"]["name"] for metric in scaler["spec"]["metrics"]] == ["cpu", "memory"]
+    budget = next(each for each in of_kind(objects, "PodDisruptionBudget") if component(each) == "logs-metadata")
+    assert budget["spec"]["minAvailable"] == "50%"
+    assert collector["spec"]["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": "20%"}
+    assert {"key": "dedicated", "operator": "Exists"} in pod(collector)["tolerations"]
+
+
+def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
+    values = {
+        "metadata": {"logs": {"config": {"merge": {"processors": {"memory_limiter": {"limit_percentage": 50}}}}}},
+        "otelcolInstrumentation": {"config": {"override": yaml.safe_load((ROOT / "src/lockgate/presets/traces.yaml").read_text())}},
+        "networkPolicy": {"extra": {"logs": {"egress": [{"ports": [{"protocol": "TCP", "port": 9092}]}]}}},
+    }
+    objects = helm.render(values)
+    found = workloads(objects)
+    logs = configured(found["logs-metadata"], objects, complete(values))
+    limiter: Any = logs.components[Kind.PROCESSOR, "memory_limiter"].settings
+    assert (limiter.limit_percentage, limiter.spike_limit_percentage) == (50, 20)
+    assert configured(found["traces"], objects, complete(values)).components.keys() == load(["traces"], environment={}).components.keys()
+    [policy] = [each for each in of_kind(objects, "NetworkPolicy") if each["metadata"]["name"] == "r-lockgate-logs-metadata-allow"]
+    assert {"ports": [{"protocol": "TCP", "port": 9092}]} in policy["spec"]["egress"]
+    assert "metadata.logs.config.merge: network policies and roles follow from the other values" in helm.notes(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        pytest.param({"sumologic": {"log": {"enabled": True}}}, "sumologic.log: unknown key; did you mean sumologic.logs?", id="typo"),
+        pytest.param({"tracesGatewy": {}}, "tracesGatewy: unknown key; did you mean tracesGateway?", id="typo-in-what-moved"),
+        pytest.param(
+            {"metadata": {"metrics": {"statefulset": {"replicas": 2}}}},
+            "metadata.metrics.statefulset.replicas: unknown key; did you mean metadata.metrics.statefulset.replicaCount?",
+            id="nearly",
+        ),
+        pytest.param(
+            {"backend": {"xyz": 1}},
+            "backend.xyz: unknown key; backend takes existingSecret, exporter, keys, port, tokenKey, url",
+            id="nothing-near",
+        ),
+        pytest.param({"sumologic": {"logs": {"enabled": "yes"}}}, "'/sumologic/logs/enabled': got string, want boolean", id="type"),
+        pytest.param(
+            {"otellogs": {"privilege": "rot"}}, "'/otellogs/privilege': value must be one of 'group', 'root', 'capability'", id="choice"
+        ),
+        pytest.param({"networkPolicy": {"nodes": ["10.0.0.1"]}}, "/networkPolicy/nodes/0", id="no-network"),
+        pytest.param({"networkPolicy": {"scrapers": [{"pod": {"a": "b"}}]}}, "additional properties 'pod' not allowed", id="peer"),
+        pytest.param({"networkPolicy": {"scrapers": [{}]}}, "/networkPolicy/scrapers/0", id="peer-that-is-everybody"),
+        pytest.param({"listeners": {"logs": {"health": 70000}}}, "'/listeners/logs/health': maximum: got 70,000, want 65,535", id="port"),
+        pytest.param(
+            {"listeners": {"traces": {"otlpGrpc": 4318}}},
+            "listeners.traces.otlpHttp: port 4318 is that of listeners.traces.otlpGrpc",
+            id="port-twice",
+        ),
+        pytest.param(
+            {"listeners": {"logs": {"otlpGrpc": 443}}},
+            "listeners.logs.otlpGrpc: a program without privileges cannot listen on port 443",
+            id="low-port",
+        ),
+        pytest.param({"listeners": {"metrics": {"otlpHttp": 0}}}, "listeners.metrics: nothing is received", id="deaf"),
+        pytest.param(
+            {"listeners": {"logs": {"otlpHttp": 0, "otlpGrpc": 4317}}},
+            "listeners.logs.otlpHttp: the logs collector sends to it",
+            id="collector-without-peer",
+        ),
+        pytest.param({"listeners": {"traces": {"health": 0}}}, "listeners.traces.health: 0 is no port", id="no-health"),
+        pytest.param({"backend": {"existingSecret": ""}}, "backend.existingSecret: nothing says where data goes", id="no-backend"),
+        pytest.param(
+            {"backend": {"existingSecret": "", "url": "https://a.example", "tokenKey": "t"}},
+            "backend.tokenKey: names a key of a Secret",
+            id="token-of-no-secret",
+        ),
+        pytest.param(
+            {"sumologic": {"otelcolImage": {"addFipsSuffix": True, "digest": "sha256:" + "a" * 64}}},
+            "sumologic.otelcolImage.addFipsSuffix",
+            id="suffix-to-a-digest",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"podDisruptionBudget": {"minAvailable": 3}}}},
+            "metadata.logs.podDisruptionBudget.minAvailable: with 3 replicas",
+            id="undrainable",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}}},
+            "maxUnavailable is set as well",
+            id="two-budgets",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"autoscaling": {"minReplicas": 11}}}},
+            "metadata.logs.autoscaling.minReplicas: more than maxReplicas",
+            id="autoscaling",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"enabled": False}}},
+            "metadata.logs.enabled: the logs collector sends to logs metadata",
+            id="half-a-pipeline",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"config": {"merge": {"a": 1}, "override": {"b": 1}}}}},
+            "metadata.logs.config.merge",
+            id="merge-and-override",
+        ),
+        pytest.param(
+            {"rbac": {"namespace": "shop"}, "metadata": {"metrics": {"extractNodeLabels": True}}},
+            "metadata.metrics.extractNodeLabels",
+            id="nodes-in-a-namespace",
+        ),
+        pytest.param(
+            {"rbac": {"namespace": "shop"}, "sumologic": {"logs": {"systemd": {"enabled": True}}}},
+            "sumologic.logs.systemd.enabled",
+            id="journal-in-a-namespace",
+        ),
+        pytest.param(
+            {"otellogs": {"daemonset": {"securityContext": {"runAsUser": 0, "runAsNonRoot": True}}}},
+            "otellogs.daemonset.securityContext.runAsNonRoot",
+            id="root-and-not",
+        ),
+        pytest.param(
+            {"otellogs": {"privilege": "capability", "daemonset": {"securityContext": {"runAsUser": 10001}}}},
+            "otellogs.privilege: a capability does nothing",
+            id="rung",
+        ),
+        pytest.param(
+            {"networkPolicy": {"backend": {"cidrs": ["10.0.0.0/8"], "pods": {"a": "b"}}}}, "networkPolicy.backend.cidrs", id="backend-twice"
+        ),
+        pytest.param(
+            {"networkPolicy": {"clients": {"traces": [{"cidrs": ["10.0.0.0/8"], "pods": {"a": "b"}}]}}},
+            "networkPolicy.clients.traces[0]",
+            id="peer-twice",
+        ),
+    ],
+)
+def test_bad_values_are_refused_by_the_name_of_the_key(values: Any, said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        helm.render(values)
+    assert said in str(refused.value)
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    with pytest.raises(Refused) as refused:
+        helm.render({"sumologic": {"log": 1}, "metdata": 1, "rbac": {"creat": True}})
+    assert str(refused.value).count("did you mean") == 3
+
+
+def test_keys_that_mean_nothing_here_are_named_with_what_to_do_instead() -> None:
+    told = helm.notes({"sumologic": {"accessId": "x", "accessKey": "y"}, "falco": {"enabled": False}, "tracesGateway": {"enabled": True}})
+    assert "sumologic.accessId, sumologic.accessKey: no effect here; there is no setup job; make the sources" in told
+    assert "falco: no effect here; nothing else is installed with Lockgate" in told
+    assert "tracesGateway: no effect here; one role takes" in told
+    assert "no effect" not in helm.notes({})
+
+
+def collection_values() -> dict[str, Any]:
+    """The keys of the Sumo Logic Kubernetes Collection, with their defaults; None where there is none."""
+    rows = [line.partition("\t") for line in (ROOT / "tests/data/collection_values.txt").read_text().splitlines()[1:]]
+    return {key: json.loads(default) if default else None for key, _, default in rows}
+
+
+def test_the_values_file_of_the_collection_moves_over_but_for_the_image(configured: Any) -> None:
+    values: Any = {}
+    for key, default in collection_values().items():
+        if default is not None:
+            nested: Any = default
+            for part in reversed(key.removesuffix(".*").split(".")):
+                nested = {part: nested}
+            values = helm.overlay(values, nested)
+    with pytest.raises(Refused, match=r"otelcolImage\.repository: .* is another program's image"):
+        helm.render(values)
+    del values["sumologic"]["otelcolImage"]["repository"], values["sumologic"]["otelcolImage"]["tag"]
+    objects = helm.render(values)
+    for role, each in workloads(objects).items():
+        configuration = configured(each, objects, complete(values))
+        assert not configuration.warnings, role
+        if role == "logs-metadata":
+            source: Any = configuration.components[Kind.PROCESSOR, "source"].settings
+            assert source.source_name == "%{k8s.namespace.name}.%{k8s.pod.name}.%{k8s.container.name}"
+            assert source.source_category == "%{k8s.namespace.name}/%{k8s.pod.pod_name}"
+    assert workloads(objects).keys() == PRESETS.keys()
+
+
+def test_every_key_of_the_collection_either_works_or_is_explained() -> None:
+    schema = yaml.safe_load((CHART / "files/schema.yaml").read_text())
+    moved = [key for group in yaml.safe_load((CHART / "files/moved.yaml").read_text()) for key in group["keys"]]
+    assert len(set(moved)) == len(moved)
+
+    def is_known(path: list[str], node: Any) -> bool:
+        if not path or "properties" not in node:
+            return True
+        return path[0] in node["properties"] and is_known(path[1:], node["properties"][path[0]])
+
+    lines = collection_values()
+    assert len(lines) > 500
+    for line in lines:
+        key = line.removesuffix(".*")
+        is_moved = any(key == each or key.startswith(f"{each}.") for each in moved)
+        assert is_moved != is_known(key.split("."), schema), key
+    for key in moved:
+        assert any(line.startswith(key) for line in lines), key
+
+
+def test_the_schema_is_the_one_that_the_templates_read() -> None:
+    written = yaml.safe_load((CHART / "files/schema.yaml").read_text())
+    del written["x-types"]
+    assert json.loads((CHART / "values.schema.json").read_text()) == written, "run: python deploy/helm/schema.py"
+
+
+def test_every_default_has_a_type_and_every_type_a_default() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def paths(node: Any, values: Any, path: str) -> set[tuple[str, str]]:
+        if "properties" not in node or not isinstance(values, dict):
+            return set()
+        found = {("no type", f"{path}{key}") for key in values.keys() - node["properties"].keys()}
+        found |= {("no default", f"{path}{key}") for key in node["properties"].keys() - values.keys()}
+        for key in node["properties"].keys() & values.keys():
+            found |= paths(node["properties"][key], values[key], f"{path}{key}.")
+        return found
+
+    found = {each for each in paths(schema, complete({}), "") if each[1].partition(".")[0] not in ("otelevents", "global")}
+    assert {kind for kind, _ in found} <= {"no default"}
+    # Alternative places, and what is taken from elsewhere where it is not given.
+    elsewhere = r"(metadata\.\w+|otelcolInstrumentation)\.(extraVolumes|extraVolumeMounts|initContainers)"
+    left_out = rf"{elsewhere}|.*image\.(repository|tag)|.*sourceMetadata\.sourceHost"
+    assert [path for _, path in found if not re.fullmatch(left_out, path)] == []
+
+
+def test_the_chart_carries_the_version_of_the_program() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == project["version"]
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.S))
+def test_the_values_in_the_documentation_render(text: str) -> None:
+    assert helm.render(yaml.safe_load(text))
+
+
+def test_the_state_directory_is_given_away_with_chown_alone(tmp_path: Path) -> None:
+    command = pod(workloads(rendered("defaults"))["logs-collector"])["initContainers"][0]["command"]
+    assert command[:2] == ["python3", "-IBc"]
+    only_chown = ["setpriv", "--bounding-set=-all,+chown", "--inh-caps=-all", "--no-new-privs"]
+    if subprocess.run([*only_chown, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root and setpriv")
+    top = tmp_path / "state"
+    (top / "storage").mkdir(parents=True)
+    (top / "storage" / "positions").write_text("here")
+    (top / "storage" / "link").symlink_to("/etc/passwd")
+    for uid in (10001, 0, 10002):
+        script = [sys.executable, *command[1:3], str(top), str(uid), str(uid)]
+        done = subprocess.run([*only_chown, *script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        everything = [top, top / "storage", top / "storage" / "positions", top / "storage" / "link"]
+        assert {path.lstat().st_uid for path in everything} == {uid}
+        (top / "storage").chmod(0o700)
+    assert Path("/etc/passwd").stat().st_uid == 0
