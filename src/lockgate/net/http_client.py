@@ -124,9 +124,12 @@ class HttpClientSettings(ComponentSettings):
         return "https" in (url.scheme, proxy.scheme if proxy else "")
 
     def needs(self) -> Iterator[Need]:
-        # Over plain HTTP no certificate is read.
-        unused = set() if any(map(self.speaks_tls, self.urls())) else set(self.tls.needs())
-        yield from (need for need in super().needs() if need not in unused)
+        if any(map(self.speaks_tls, self.urls())):
+            yield from super().needs()
+        else:  # over plain HTTP no certificate is read, nor looked for
+            plain = self.model_copy()
+            plain.__dict__["tls"] = None
+            yield from super(HttpClientSettings, plain).needs()
         seen: set[tuple[str, int]] = set()
         for text in self.urls():
             url = URL(text)
