@@ -66,10 +66,12 @@ class Role:
         self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 
+    def command(self) -> list[str]:
+        return [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
+
     def start(self) -> None:
         with open(self.log, "ab") as output:
-            command = [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
         deadline = time.monotonic() + 20
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
