@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up test lint bench wheel peers test-peers images test-images soak clean
+.PHONY: install up test lint bench wheel peers test-peers images test-images soak soak-faults clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.p*)
@@ -43,13 +43,24 @@ test-images: images
 bench: install peers
 	$(BIN)/python bench/logs.py
 
-# The kernels fuzzed under the address and undefined-behaviour sanitizers, against their uncompiled forms.
+# Thousands of random histories of a container's log; then the kernels fuzzed under the address and undefined-behaviour sanitizers, against
+# their uncompiled forms; the doors with new examples; then every fault test in its long form (docs/soak.md): hours, and 25 GB of disk.
+# `make soak-faults PLAYS='kills power'` runs some of these.
 SOAK_SECONDS ?= 120
+SOAK_HISTORIES ?= 10000
 soak: install
+	LOCKGATE_HISTORIES=$(SOAK_HISTORIES) $(BIN)/python -m pytest -q -s tests/unit/tail/test_history.py
 	LOCKGATE_REQUIRE_KERNELS=1 LOCKGATE_KERNEL_CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' \
 		$(BIN)/python setup.py -q build_ext --build-lib build/soak --build-temp build/soak
 	LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/python tests/soak/kernels.py build/soak $(SOAK_SECONDS)
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python tests/soak/faults.py
+
+PLAYS ?=
+soak-faults: install
+	sh tests/install-debian.sh
+	$(BIN)/python tests/soak/faults.py $(PLAYS)
 
 wheel: install
 	$(BIN)/python -m build --outdir dist .

@@ -31,9 +31,9 @@ class Agent:
     """Whether it is a variant that matters to the paced part alone."""
 
 
-def lockgate(name: str, directory: Path, config: dict[str, Any]) -> Server:
+def lockgate(name: str, directory: Path, config: dict[str, Any], metrics_port: int = 0) -> Server:
     """`lockgate run` with this configuration."""
-    health, metrics = free_port(), free_port()
+    health, metrics = free_port(), metrics_port or free_port()
     readers = {"readers": [{"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": metrics}}}}]}
     service = config["service"] | {"telemetry": {"metrics": readers}}
     service["extensions"] = [*service.get("extensions", []), "health_check"]
@@ -64,21 +64,26 @@ def _filelog(root: Path) -> dict[str, Any]:
     }
 
 
-def lockgate_agent(merge_records: int = 0) -> Start:
-    """The logs collector's preset; with `merge_records` its sending queue merges what waits to so many."""
+def lockgate_agent(merge_records: int = 0, *, is_durable: bool = False, metrics_port: int = 0) -> Start:
+    """The logs collector's preset, with its queue in memory unless it `is_durable`; `merge_records`: the queue merges what waits."""
 
     def start(directory: Path, root: Path, backend: str) -> Server:
         exporter: dict[str, Any] = {"endpoint": backend, "compression": "gzip"}
         if merge_records:
             batch = {"min_size": merge_records, "max_size": merge_records, "flush_timeout": "1s"}
             exporter["sending_queue"] = {"batch": batch, "num_consumers": 2}
+        if is_durable:
+            exporter |= {
+                "sending_queue": {"storage": "file_storage", "queue_size": 1_000_000, "max_disk_bytes": "4GiB"},
+                "retry_on_failure": {"initial_interval": "200ms", "max_interval": "200ms"},
+            }
         config = {
             "receivers": {"filelog": _filelog(root)},
             "exporters": {"otlphttp": exporter},
             "extensions": {"file_storage": {"directory": str(directory / "state"), "create_directory": True}},
             "service": {"extensions": ["file_storage"], "pipelines": {"logs": {"receivers": ["filelog"], "exporters": ["otlphttp"]}}},
         }
-        return lockgate("agent", directory, config)
+        return lockgate("agent", directory, config, metrics_port)
 
     return start
 

@@ -3,6 +3,7 @@
     throughput  one big file; lines per CPU second of the agent
     paced       110 files at 100 lines/s: CPU of each tier, age of the records when they arrive; agent alone, then agent and metadata role
     metadata    the metadata role fed with batches; records per CPU second
+    durable     the queue on disk: alone, the agent with it against the agent without, and how fast a backlog leaves
     size        resident memory with 500 files, with the backend down, and CPU and memory with 1,000 idle files
 
 Everything runs on this machine, each program as a process of its own; the generators and the backend (sink.py) are not counted. A row's
@@ -12,10 +13,13 @@ ratio is Lockgate's figure over the peer's of the same part.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
+import random
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +28,11 @@ from tempfile import TemporaryDirectory
 
 import agents
 from agents import Agent, fresh
-from generate import big_file, records
+from generate import big_file, message, records
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from processes import HERE, Cluster, Failed, Process, Server, Sink, free_port, wait_until
+
+from lockgate.batch import Batch, Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class Sizes:
 QUICK = Sizes(800_000, paced_seconds=5.0, metadata_records=800_000, idle_seconds=5.0, busy_seconds=5.0, repeats=1, every_row=False)
 PACED_FILES, PACED_LINES_PER_SECOND = 110, 11_000
 PODS = 1000
+_ACCEPTED = "otelcol_receiver_accepted_log_records"
 BATCH_RECORDS, BATCH_RESOURCES = 8192, 110
 
 
@@ -196,6 +204,76 @@ class Bench:
                 wall, size = time.monotonic() - began, sink.stats()["wire_bytes"] / count
                 return process.cpu_seconds() - before, wall, process.rss_mb(peak=True), size
 
+    def durable(self) -> None:
+        """(e) The queue on disk."""
+        self._journal()
+        lines = self.sizes.lines
+        big_file(self.work / "big-1.0", lines)
+        rates = {}
+        for name, start, aim in (
+            ("lockgate, queue in memory", agents.lockgate_agent(), ""),
+            ("lockgate, queue on disk", agents.lockgate_agent(is_durable=True), "70% of memory"),
+        ):
+            runs = [self._one_big_file(Agent(name, start), self.work / "big-1.0", lines) for _ in range(self.sizes.repeats)]
+            cpu, wall, rss, _, _ = min(runs)
+            rates[name] = lines / cpu
+            share = f"{100 * rates[name] / next(iter(rates.values())):.0f}%"
+            self.table.row("durable", name, f"{lines / cpu:,.0f} per CPU s; {lines / wall:,.0f}/s, {rss:.0f} MB", share, aim)
+        self._drain(lines)
+
+    def _journal(self) -> None:
+        """The files alone: write, sync, read back, of batches as the agent makes them."""
+        from lockgate.sending.notes import Outcome
+        from lockgate.sending.segments import Journal, Settlement
+
+        body = b"".join(otlp_line(number) for number in range(BATCH_RECORDS))
+        batches = [Batch(Signal.LOGS, body, BATCH_RECORDS, f"bench-{number}") for number in range(400)]
+        log = logging.getLogger("bench")
+        directory = fresh(self.work / "journal")
+        journal = Journal(directory / "queue", log, ["out"])
+        journal.open()
+        began = time.monotonic()
+        for first in range(0, len(batches), 4):
+            journal.append(batches[first : first + 4])
+        wrote = time.monotonic() - began
+        journal.close()
+        began = time.monotonic()
+        journal = Journal(directory / "queue", log, ["out"])
+        journal.open()
+        opened = time.monotonic() - began
+        began = time.monotonic()
+        while (loaded := journal.load("out", 16 << 20)).entries:
+            journal.settle([Settlement("out", ref, batch, Outcome()) for ref, batch in loaded.entries])
+        read = time.monotonic() - began
+        journal.close()
+        size, count = sum(len(batch.payload) for batch in batches) / 2**20, len(batches) * BATCH_RECORDS
+        self.table.row("durable", "journal: write and sync", f"{size / wrote:,.0f} MiB/s, {count / wrote:,.0f} records/s")
+        self.table.row("durable", "journal: read back and settle", f"{size / read:,.0f} MiB/s, {count / read:,.0f} records/s")
+        self.table.row("durable", f"journal: open {size:,.0f} MiB of payload", f"{1000 * opened:.1f} ms")
+
+    def _drain(self, lines: int) -> None:
+        """A backlog of the big file, then a backend."""
+        root, own = fresh(self.work / "pods"), fresh(self.work / "agent")
+        sink_port, metrics = free_port(), free_port()
+        start, expected = agents.lockgate_agent(is_durable=True, metrics_port=metrics), records(lines)
+
+        def accepted() -> float:
+            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5) as answer:
+                return sum(float(line.split()[-1]) for line in answer.read().decode().splitlines() if line.startswith(_ACCEPTED))
+
+        with start(own, root, f"http://127.0.0.1:{sink_port}") as process:
+            directory = root / "bench_web-0_0000000a-0000-0000-0000-000000000001" / "main"
+            directory.mkdir(parents=True)
+            os.link(self.work / "big-1.0", directory / "0.log")
+            wait_until(lambda: accepted() >= expected, 120, "everything in the queue", process)
+            with Sink(self.work, sink_port) as sink:
+                wait_until(lambda: sink.stats()["records"], 30, "the first records", process)
+                began, before = time.monotonic(), sink.stats()["records"]
+                wait_until(lambda: sink.stats()["records"] >= expected, 120, "everything at the backend", process, sink)
+                rate = (expected - before) / (time.monotonic() - began)
+            figures = f"{rate:,.0f} lines/s, {process.rss_mb(peak=True):.0f} MB"
+            self.table.row("durable", f"a backlog of {expected:,} lines leaves", figures, f"{rate / 10_000:.0f}x", "5x of 10,000 lines/s")
+
     def size(self) -> None:
         """(d) Memory, and what doing nothing costs."""
         for agent in self._agents("size"):
@@ -239,6 +317,14 @@ class Bench:
             return f"{share:.2f}% of a core; {process.rss_mb():.0f} MB, at most {process.rss_mb(peak=True):.0f} MB"
 
 
+def otlp_line(number: int) -> bytes:
+    """One log record as an export request of its own: they concatenate."""
+    request = ExportLogsServiceRequest()
+    record = request.resource_logs.add().scope_logs.add().log_records.add(time_unix_nano=1_700_000_000_000_000_000 + number)
+    record.body.string_value = message(random.Random(number)).decode()
+    return bytes(request.SerializeToString())
+
+
 def make_files(root: Path, count: int, pods: list[dict[str, str]] | None = None) -> list[str]:
     """Empty log files of so many pods, as paths below the root."""
     names = []
@@ -267,7 +353,7 @@ def machine() -> Iterator[str]:
 def main() -> int:
     """Runs the parts that are asked for; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parts = {name: getattr(Bench, name) for name in ("throughput", "paced", "metadata", "size")}
+    parts = {name: getattr(Bench, name) for name in ("throughput", "paced", "metadata", "durable", "size")}
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all by default")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rows and one run each: two minutes, and noisier")
     parser.add_argument("--lines", type=int, help="lines of the big file")

@@ -125,8 +125,8 @@ class Server(Process):
 class Sink(Server):
     """The backend (sink.py): counts what it is sent, in a process of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
+    def __init__(self, directory: Path, port: int = 0) -> None:
+        self.url = f"http://127.0.0.1:{(port := port or free_port())}"
         super().__init__("sink", [sys.executable, HERE / "sink.py", str(port)], directory / "sink.log", f"{self.url}/stats")
 
     def stats(self, reset: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ command -v dnsmasq >/dev/null || missing="$missing dnsmasq-base"
 test -x /lib/systemd/systemd-journal-remote || missing="$missing systemd-journal-remote"
 command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
 command -v runc >/dev/null || missing="$missing runc"
+command -v faketime >/dev/null || missing="$missing faketime"
 test -n "$missing" || exit 0
 
 not_installed() {

@@ -83,6 +83,8 @@ class Batch:
     origins: tuple[Origin, ...] = ()
     parts: tuple[Part, ...] = ()
     """Set on a merged batch alone."""
+    encoded: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """The payload in a content encoding, where somebody has made it already: compression is most of what sending costs."""
     _message: list[Any] = field(default_factory=list, repr=False, compare=False)
     _resources: Resources | None = field(default=None, init=False, repr=False, compare=False)
     """Set while `payload` is not: what it is made of when it is first asked for, so that a chain of resource processors copies once."""
@@ -111,11 +113,19 @@ class Batch:
 
     def with_message(self, message: Message, count: int) -> Batch:
         """This batch with another content, of `count` records."""
-        return replace(self, payload=message.SerializeToString(), count=count, parts=(), _message=[message])
+        return replace(self, payload=message.SerializeToString(), count=count, parts=(), encoded={}, _message=[message])
 
     def with_payload(self, payload: bytes, count: int | None = None) -> Batch:
         """This batch with other bytes, of `count` records; of as many as before without it."""
-        return replace(self, payload=payload, count=self.count if count is None else count, parts=(), _message=[])
+        return replace(self, payload=payload, count=self.count if count is None else count, parts=(), encoded={}, _message=[])
+
+    def through(self, name: str) -> Batch:
+        """This batch as it goes on behind a fork: under ids that follow from its own and the name of the way.
+
+        Where two ways lead to the same place, each half would else be taken for a repetition of the other.
+        """
+        parts = tuple(Part(derived_id(part.id, name), part.size) for part in self.parts)
+        return replace(self, id=derived_id(self.id, name), parts=parts)
 
     def map_resources(self, edit: Callable[[bytes], bytes | None]) -> Batch:
         """This batch with each raw Resource message replaced by `edit(raw)`; None removes the resource with all its records.

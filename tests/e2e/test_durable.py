@@ -86,7 +86,7 @@ def test_killed_at_25_random_moments_it_loses_nothing_and_repeats_only_under_the
                 role.start()
                 time.sleep(dice.uniform(0, 0.6))
                 refusals += backend.status != 200
-                waited += any((tmp_path / "state").glob("exporters*/queue/*.segment"))
+                waited += any((tmp_path / "state").glob("queue*/queue/*.segment"))
                 role.kill()
         finally:
             backend.status = 200

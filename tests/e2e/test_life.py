@@ -80,15 +80,16 @@ def test_an_outage_makes_it_unready_with_the_reason_but_never_dead_and_loses_not
     log, port = tmp_path / "app.log", free_port()
     log.write_text("one\n")
     with Role(tmp_path / "role", config(tmp_path, f"http://127.0.0.1:{port}"), expect_ready=False) as role:
-        wait_until(lambda: role.get("/ready")[0] == 503)
-        _, answer = role.get("/ready")
-        assert [blocked["component"] for blocked in answer["blocked"]] == ["exporters/otlphttp"]
+        wait_until(lambda: [each["component"] for each in role.get("/status")[1]["blocked"]] == ["exporters/otlphttp"])
+        status, answer = role.get("/ready")
+        assert status == 503
         assert f"127.0.0.1:{port}" in answer["blocked"][0]["reason"]
         assert role.get("/")[0] == 200
         assert role.get("/status")[1]["blocked"]
         with Backend(port) as backend:
             wait_until(lambda: role.get("/ready")[0] == 200)
             assert backend.bodies() == ["one"]
+            wait_until(lambda: role.metrics().get("otelcol_receiver_accepted_log_records") == 1)
             metrics = role.metrics()
     assert metrics["otelcol_receiver_accepted_log_records"] == 1
     assert metrics["otelcol_exporter_sent_log_records"] == 1

@@ -95,7 +95,10 @@ def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
         common |= {"LOCKGATE_BACKEND_URL": f"http://127.0.0.1:{backend}/receiver"}
         for preset in ("logs_metadata", "metrics_metadata", "traces"):
             ports |= {(preset, transport): free_port() for transport in TRANSPORTS}
-            environment = common | {"LOCKGATE_OTLP_HTTP_PORT": str(ports[preset, "http"])}
+            environment = common | {
+                "LOCKGATE_OTLP_HTTP_PORT": str(ports[preset, "http"]),
+                "LOCKGATE_STATE": str(directory / preset / "state"),
+            }
             both = f'receivers: {{otlp: {{protocols: {{grpc: {{endpoint: "127.0.0.1:{ports[preset, "grpc"]}"}}}}}}}}'
             stack.enter_context(Role(directory / preset, both, environment, preset=preset))
         yield Roles(state, ports, made["metadata"]["uid"])

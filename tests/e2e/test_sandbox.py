@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -12,11 +13,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+import yaml
 from support.backend import Backend
 from support.intruder import installed, order
 from support.kubernetes import pod, put, sample_in_thread
@@ -37,11 +40,6 @@ CONFIG = """
 extensions: {{intruder: {{port: {port}}}}}
 service: {{sandbox: {mode}, shutdown_timeout: 2s, extensions: [{extensions}]}}
 """
-EXTENSIONS = {
-    "logs_collector": "health_check, file_storage",
-    "backend": "health_check, query",
-    "sample": "health_check, sample_cluster",
-}
 PRESETS = ["logs_collector", "logs_metadata", "metrics_metadata", "traces", "backend", "sample"]
 REFUSED = {"EACCES", "EPERM"}
 
@@ -104,7 +102,7 @@ class Place:
             case _:
                 assert post(f"{url}/logs", log_batch("one").payload) == 200
         if preset.endswith("metadata") or preset == "traces":
-            assert self.backend.seen > before, "delivered nowhere"
+            wait_until(lambda: self.backend.seen > before, what="delivered")
 
     def _sampled(self) -> int:
         return sum(path.stat().st_size for path in self.pods.glob("*/*/0.log") if path.parent != self.container)
@@ -200,7 +198,8 @@ def victim(directory: Path, open_to_role: Path) -> Iterator[Victim]:
 def running(place: Place, preset: str, mode: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple[Role, Callable[..., str]]]:
     """The role, and what gives its intruder an order."""
     port = free_port()
-    text = CONFIG.format(port=port, mode=mode, extensions=f"{EXTENSIONS.get(preset, 'health_check')}, intruder")
+    own = yaml.safe_load(resources.files("lockgate.presets").joinpath(f"{preset}.yaml").read_text())["service"]["extensions"]
+    text = CONFIG.format(port=port, mode=mode, extensions=", ".join([*own, "intruder"]))
     environment = place.environment | installed(place.directory / "site")
     with Role(place.directory / "role", text, environment, preset=preset, prefix=prefix) as role:
         yield role, lambda name, *arguments: order(port, name, *arguments)
@@ -278,6 +277,32 @@ def test_a_process_without_capabilities_can_confine_itself(place: Place) -> None
         assert {each["CapEff"] for each in threads(role)} == {"0000000000000000"}
         place.works("logs_metadata")
         assert tries("read", str(other.directory / "secret")) == "EACCES"
+
+
+def test_a_changed_configuration_is_read_from_within_and_cannot_open_the_sandbox(tmp_path: Path) -> None:
+    config = """
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
+exporters: {{debug: {{verbosity: {verbosity}}}}}
+extensions: {{health_check: {{}}}}
+service: {{sandbox: {mode}, extensions: [health_check], pipelines: {{logs: {{receivers: [otlp], exporters: [debug]}}}}}}
+"""
+    port = free_port()
+    with Role(tmp_path / "role", config.format(port=port, verbosity="basic", mode="require")) as role:
+
+        def outcome(verbosity: str, mode: str) -> tuple[str, list[str]]:
+            aside = tmp_path / "role" / "aside"
+            aside.write_text(config.format(port=port, verbosity=verbosity, mode=mode))
+            aside.rename(tmp_path / "role" / "config.yaml")  # as a mounted ConfigMap is: another file in the same directory
+            before = role.get("/status")[1].get("reload")
+            role.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: role.get("/status")[1].get("reload") != before, what="the reload's outcome")
+            answer = role.get("/status")[1]["reload"]
+            return answer["outcome"], answer["reasons"]
+
+        assert outcome("detailed", "require") == ("applied", [])
+        reason = "restart required: service.sandbox is off, and a sandbox is entered at start"
+        assert outcome("detailed", "off") == ("refused", [reason])
+        assert role.get("/status")[1]["sandbox"]["mode"] == "require"
 
 
 TRUSTING = """

@@ -163,7 +163,7 @@ service:
   extensions: [health_check]
   shutdown_timeout: 2s
   pipelines: {{logs: {{receivers: [otlp], exporters: [otlphttp]}}}}
-  trust: {{mutual_tls: {{directory: "${{env:LOCKGATE_MUTUAL_TLS:-}}", components: [receivers/otlp]}}}}
+  trust: {{mutual_tls: {{directory: "${{env:LOCKGATE_MUTUAL_TLS:-}}", components: {{receivers/otlp: true}}}}}}
 """
 
 

@@ -100,11 +100,12 @@ def main() -> None:
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("cri", "otlp", "records")
-    cri, otlp, records = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
-    plain_cri, plain_otlp, plain_records = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
-    assert cri.compiled and otlp.compiled and records.compiled
-    assert not plain_cri.compiled and not plain_otlp.compiled and not plain_records.compiled
+    names = ("cri", "otlp", "records", "resources")
+    assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
+    compiled = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
+    plain = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
+    assert all(module.compiled for module in compiled) and not any(module.compiled for module in plain)
+    (cri, otlp, records, resources), (plain_cri, plain_otlp, plain_records, plain_resources) = compiled, plain
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         data, resource, most = chunk(chance), chance.randbytes(chance.choice([0, 1, 200])), chance.choice([1, 2, 1000])
@@ -116,6 +117,7 @@ def main() -> None:
         assert outcome(cri.parse_spans, *parts) == outcome(plain_cri.parse_spans, *parts), parts
         request = (mutated(chance, REQUEST), chance.randint(0, 2))
         assert outcome(otlp.validate, *request) == outcome(plain_otlp.validate, *request), request
+        assert outcome(resources.locate, request[0]) == outcome(plain_resources.locate, request[0]), request
         keys, shift = chance.sample([b"k", b"n", b"f", b"t", b"absent"], chance.randint(0, 5)), chance.randint(0, 3)
         assert regrouped(records, request[0], keys, shift) == regrouped(plain_records, request[0], keys, shift), (request, keys, shift)
         runs += 1

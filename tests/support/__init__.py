@@ -96,6 +96,8 @@ class FakeHost:
         self._executor = ThreadPoolExecutor(4)
         self._shared: dict[object, tuple[Any, AbstractAsyncContextManager[Any], list[int]]] = {}
         self.components: dict[str, Component[Any]] = {}
+        self.left: dict[str, Any] = {}
+        self.reload: dict[str, Any] = {}
         self.statuses: dict[str, Status] = {}
         self.facts: dict[str, Callable[[], object]] = {}
         self.holds = Held()

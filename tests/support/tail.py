@@ -6,6 +6,7 @@ from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from lockgate.kit.ranges import Ranges
 from lockgate.tail.follow import Flush, Parser, Saved
 from lockgate.tail.tailer import Options, Round, Tailer
 from lockgate.wire import cri, lines
@@ -46,13 +47,23 @@ class Bench:
         self.options = {"include": (f"{directory}/*.log",), "flush_seconds": 5.0, "linger_seconds": 10.0, **options}
         self.now = 1000.0
         self.saved: list[Saved] = []
+        self.durable: dict[str, Ranges] = {}
+        """What the queue behind says that it holds, and what it lost; by life."""
+        self.lost: dict[str, Ranges] = {}
         self.make_parser: Callable[[str, str, int], Parser] = plain
         self._tailer: Tailer | None = None
 
     @property
     def tailer(self) -> Tailer:
         if self._tailer is None:
-            self._tailer = Tailer(Options(**self.options), self.make_parser, self.saved, monotonic=lambda: self.now)
+            self._tailer = Tailer(
+                Options(**self.options),
+                self.make_parser,
+                self.saved,
+                durable={key: Ranges(ranges) for key, ranges in self.durable.items()},
+                lost={key: Ranges(ranges) for key, ranges in self.lost.items()},
+                monotonic=lambda: self.now,
+            )
         return self._tailer
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -68,7 +79,10 @@ class Bench:
     def look(self, seconds: float = 0.0, max_bytes: int = 1 << 20, max_records: int = 10_000) -> Round:
         """One round, after so long."""
         self.now += seconds
-        return self.tailer.collect(max_bytes, max_records)
+        found = self.tailer.collect(max_bytes, max_records)
+        for range_ in found.passed:
+            range_.take()
+        return found
 
     def read(self, seconds: float = 0.0) -> list[str]:
         """Everything there is to read, taken."""

@@ -67,11 +67,22 @@ class SeverityMatch(Settings):
         return number
 
 
+class RegexpCache(Settings):
+    """The collector's cache of what matched before."""
+
+    cacheenabled: bool = False
+    """No effect: matching takes linear time, and groups of alike records are matched once."""
+    cachemaxnumentries: int = Field(default=0, ge=0)
+    """No effect."""
+
+
 class MatchProperties(Settings):
     """What a record must look like; at least one property, and all given ones must hold."""
 
     match_type: MatchType
     """`strict` compares, `regexp` searches with regular expressions (RE2)."""
+    regexp: RegexpCache | None = None
+    """No effect, whatever it holds."""
     services: list[str] = []
     """Traces: the resource's service.name; a resource without one is called `<nil-service-name>`."""
     span_names: list[str] = []
@@ -116,7 +127,7 @@ class MatchProperties(Settings):
         return self
 
     def _given(self) -> set[str]:
-        return {name for name in type(self).model_fields if name != "match_type" and getattr(self, name)}
+        return {name for name in type(self).model_fields if name not in ("match_type", "regexp") and getattr(self, name)}
 
     def conflict(self, signal: Signal) -> str:
         """The properties named here that this signal's records do not have, in words; empty where there are none."""

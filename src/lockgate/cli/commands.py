@@ -18,7 +18,7 @@ Overrides = Annotated[list[str] | None, Parameter(name="--set", negative="", con
 
 @app.command
 def run(*, config: Config, overrides: Overrides = None) -> int:
-    """Run a configuration until SIGTERM.
+    """Run a configuration until SIGTERM; SIGHUP reads it again.
 
     Parameters
     ----------

@@ -34,4 +34,4 @@ def run(config: list[str], overrides: list[str]) -> int:
     from lockgate.collector.config import load
     from lockgate.collector.program import run as run_program
 
-    return run_program(load(config, overrides))
+    return run_program(load(config, overrides), lambda: load(config, overrides))

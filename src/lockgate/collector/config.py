@@ -40,7 +40,7 @@ class LogSettings(Settings):
     """Added to every line."""
 
 
-class PrometheusSettings(Settings):
+class PrometheusSettings(ComponentSettings):
     """Where the program's own metrics are served as Prometheus text."""
 
     host: str = "localhost"
@@ -137,6 +137,8 @@ class ServiceSettings(Settings):
     """Whom every component trusts, what it presents and which proxy it goes through, unless it says so itself. See docs/security.md."""
     shutdown_timeout: Duration = 20.0
     """How long SIGTERM may drain before what is left is cancelled; below Kubernetes' grace period of 30 s."""
+    reload: Literal["on_signal", "on_change"] = "on_signal"
+    """When the configuration is read again: at SIGHUP, or also when one of its files has changed (looked at every 5 s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +185,29 @@ class Configuration:
                 names |= dict.fromkeys((k, id) for k in kinds)
         return [self.components[name] for name in names]
 
-    def behind(self, receiver: str) -> list[str]:
-        """The exporters that what this receiver (or connector) brings may reach."""
-        ahead = [id for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
-        found = {id: [id] if (Kind.EXPORTER, id) in self.components else self.behind(id) for id in ahead}
-        return list(dict.fromkeys(id for ids in found.values() for id in ids))
+    def behind(self, receiver: str) -> list[tuple[Pipeline, str]]:
+        """The exporters that what this receiver (or connector) brings may reach, each with the pipeline that it is reached by."""
+        ahead = [(pipeline, id) for pipeline in self.pipelines if receiver in pipeline.receivers for id in pipeline.exporters]
+        found = [[(pipeline, id)] if (Kind.EXPORTER, id) in self.components else self.behind(id) for pipeline, id in ahead]
+        return list(dict.fromkeys(pair for pairs in found for pair in pairs))
+
+    def routes(self, receiver: str, crossed: tuple[str, ...] = ()) -> list[tuple[str, tuple[str, ...]]]:
+        """The pipelines that what this receiver (or connector) brings may reach, each with the pipelines that it has crossed before."""
+        own = [pipeline for pipeline in self.pipelines if receiver in pipeline.receivers]
+        ahead = [(pipeline.id, id) for pipeline in own for id in pipeline.exporters if (Kind.CONNECTOR, id) in self.components]
+        further = [route for pipeline, id in ahead for route in self.routes(id, (*crossed, pipeline))]
+        return [*((pipeline.id, crossed) for pipeline in own), *further]
+
+    def forks(self) -> tuple[set[str], set[str]]:
+        """The pipelines that some receiver reaches by several ways, and those that are crossed on these ways."""
+        joined, crossed = set[str](), set[str]()
+        for receiver in {id for pipeline in self.pipelines for id in pipeline.receivers if (Kind.RECEIVER, id) in self.components}:
+            routes = self.routes(receiver)
+            reached = [pipeline for pipeline, _ in routes]
+            several = {pipeline for pipeline in reached if reached.count(pipeline) > 1}
+            joined |= several
+            crossed |= {name for pipeline, way in routes if pipeline in several for name in way}
+        return joined, crossed
 
     def needs(self) -> list[tuple[str, Need]]:
         """(who, what) for everything that running this configuration opens, reads, writes or asks."""
@@ -346,13 +366,13 @@ class _Check:
         """Gives every component what the service says of trust."""
         where: Path = ("service", "trust", "mutual_tls", "components")
         mutual = trust.mutual_tls
-        for index, name in enumerate(mutual.components if mutual.directory else ()):
+        for name in [name for name, secures in mutual.components.items() if secures] if mutual.directory else ():
             from lockgate.net.mutual_tls import secured
 
             section, _, id = name.partition("/")
             key = next(((kind, id) for kind in Kind if kind.value == section), None)
             if key is None or key not in self.defined:
-                self._problem((*where, index), f"{name} is not defined", nearest(name, [f"{kind.value}/{id}" for kind, id in self.defined]))
+                self._problem((*where, name), f"{name} is not defined", nearest(name, [f"{kind.value}/{id}" for kind, id in self.defined]))
             elif configured := self.components.get(key):
                 try:
                     settings = secured(configured.settings, mutual)
@@ -360,7 +380,7 @@ class _Check:
                     self._problem((key[0].value, id), str(error))
                     continue
                 if settings is None:
-                    self._problem((*where, index), f"{name} has no connection that could be secured", "take it out")
+                    self._problem((*where, name), f"{name} has no connection that could be secured", "take it out")
                 else:
                     self.components[key] = replace(configured, settings=settings)
         for key, configured in self.components.items():

@@ -28,7 +28,7 @@ def needs_json(configuration: Configuration) -> str:
 
 def needs_table(configuration: Configuration) -> str:
     """The needs as aligned columns: component, need, what, why."""
-    rows = [(who, type(need).__name__.lower(), _what(need), need.reason) for who, need in configuration.needs()]
+    rows = [(who, type(need).__name__.lower(), what(need), need.reason) for who, need in configuration.needs()]
     return _columns([("COMPONENT", "NEED", "WHAT", "WHY"), *rows])
 
 
@@ -132,7 +132,8 @@ def _default_text(field: FieldInfo) -> str:
     return f" = {json.dumps(default, default=str, ensure_ascii=False)}"
 
 
-def _what(need: Need) -> str:
+def what(need: Need) -> str:
+    """Which, in a word."""
     match need:
         case Listen(host, port, _, protocol):
             return f"{_bracketed(host) or '*'}:{port}/{protocol}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lockgate.batch import Origin
-from lockgate.pipeline.contract import Component, Exporter, Extension, Held, Receiver, Status
+from lockgate.kit.clock import Clock
+from lockgate.pipeline.contract import Component, Context, Extension, Held, Holder, Receiver, Status
 
 T = TypeVar("T")
 
@@ -29,33 +30,34 @@ class _Shared:
 class ProgramHost:
     """Extensions by id, things shared by key, threads, and every component's status."""
 
-    def __init__(self, facts: Mapping[str, Callable[[], object]] | None = None) -> None:
+    def __init__(self, clock: Clock, facts: Mapping[str, Callable[[], object]] | None = None) -> None:
         self.facts = facts or {}
         """What the program says of itself in `/status`, by name; asked anew each time."""
         self._executor = ThreadPoolExecutor(THREADS, "lockgate")
         self._shared: dict[object, _Shared] = {}
         self._components: dict[str, Component[Any]] = {}
-        self._statuses: dict[str, Status] = {}
-        self._behind: dict[str, list[Exporter[Any]]] = {}
+        self.service = Status(clock)
+        """Of the program itself."""
+        self._behind: dict[str, list[Holder | None]] = {}
+        self.keeps: Callable[[object], bool] = lambda _: False
+        """Whether what is shared under this key stays although nobody uses it: listening sockets, while a reload goes on."""
+        self.left: dict[str, Any] = {}
 
-    def add(self, key: str, component: Component[Any]) -> None:
-        """Makes a component known by `kind/id` (processors: `kind/id@pipeline`)."""
-        self._components[key] = component
+    def publish(self, components: Iterable[Component[Any]]) -> None:
+        """Makes these components known by `kind/id` (processors: `kind/id@pipeline`), and no others."""
+        self._components = {_key(component.context): component for component in components}
 
-    def add_status(self, key: str, status: Status) -> None:
-        """Makes a status known, of a component or of the program itself (`service`)."""
-        self._statuses[key] = status
-
-    def add_behind(self, receiver: str, exporters: Sequence[Exporter[Any]]) -> None:
-        """Makes known which exporters a receiver's batches may reach."""
-        self._behind[receiver] = list(exporters)
+    def add_behind(self, receiver: str, queues: Sequence[Holder | None]) -> None:
+        """Makes known where a receiver's batches go: the durable queues, and None where something takes them that keeps nothing."""
+        self._behind[receiver] = list(queues)
 
     def held(self, owner: str) -> Held:
-        return Held.by_all([exporter.held(owner) for exporter in self._behind[owner]])
+        return Held.by_all([Held() if queue is None else queue.held(owner) for queue in self._behind[owner]])
 
     def saved(self, owner: str, positions: Mapping[str, int]) -> None:
-        for exporter in self._behind[owner]:
-            exporter.saved(owner, positions)
+        for queue in self._behind[owner]:
+            if queue is not None:
+                queue.saved(owner, positions)
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         for owner in {origin.owner for origin in origins}:
@@ -69,7 +71,7 @@ class ProgramHost:
 
     @property
     def statuses(self) -> Mapping[str, Status]:
-        return self._statuses
+        return {"service": self.service} | {key: component.context.status for key, component in self._components.items()}
 
     @property
     def executor(self) -> Executor:
@@ -96,11 +98,24 @@ class ProgramHost:
             yield entry.value[0]
         finally:
             entry.users -= 1
+            if not entry.users and not self.keeps(key):
+                await self._end(key, entry)
+
+    async def end_unused(self) -> None:
+        """Ends what is shared and was kept although nobody uses it."""
+        for key, entry in list(self._shared.items()):
             if not entry.users:
-                self._shared.pop(key, None)
-                if entry.value:
-                    await entry.manager.__aexit__(None, None, None)
+                await self._end(key, entry)
+
+    async def _end(self, key: object, entry: _Shared) -> None:
+        self._shared.pop(key, None)
+        if entry.value:
+            await entry.manager.__aexit__(None, None, None)
 
     def close(self) -> None:
         """Ends the threads; work already begun in one is not waited for, because a hung disk must not hang the stop."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _key(context: Context) -> str:
+    return f"{context.kind.value}/{context.id}" + (f"@{context.pipeline}" if context.pipeline else "")

@@ -1,4 +1,4 @@
-"""The program: a configuration becomes components, the components a graph, and the graph runs until it is told to stop."""
+"""The program: runs a configuration until it is told to stop, and changes to another where it is told to read it again."""
 
 from __future__ import annotations
 
@@ -6,123 +6,177 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from lockgate.batch import Signal
-from lockgate.collector.config import Configuration, Configured, Pipeline
+from lockgate.collector.assembly import Assembly, TakenBack
+from lockgate.collector.config import Configuration
 from lockgate.collector.host import ProgramHost
 from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
-from lockgate.collector.telemetry import MetricsServer, set_up_logging
+from lockgate.collector.plan import Plan
+from lockgate.collector.telemetry import set_up_logging
 from lockgate.kit.clock import Clock, SystemClock
+from lockgate.kit.document import DocumentError
 from lockgate.kit.metrics import Metrics
 from lockgate.lockdown.sandbox import Sandbox, enter
-from lockgate.pipeline.contract import Component, Connector, Consumer, Context, Kind, Processor, Receiver, Status
-from lockgate.pipeline.fan_out import fan_out
-from lockgate.pipeline.graph import running
+from lockgate.pipeline.needs import is_covered
+
+T = TypeVar("T")
 
 log = logging.getLogger("lockgate.service")
 
+LOOK_SECONDS = 5.0
+"""How often files are looked at that are followed; a kubelet needs a minute or so to bring a ConfigMap's change."""
+
 
 class Program:
-    """One configuration's components, wired. Building does no I/O; `run` does."""
+    """One configuration's life in this process. Building does no I/O; `run` does."""
 
-    def __init__(self, configuration: Configuration, clock: Clock | None = None, sandbox: Sandbox | None = None) -> None:
-        self.configuration = configuration
+    def __init__(
+        self,
+        configuration: Configuration,
+        clock: Clock | None = None,
+        load: Callable[[], Configuration] | None = None,
+        sandbox: Sandbox | None = None,
+    ) -> None:
         self.clock = clock or SystemClock()
         self.metrics = Metrics()
-        self.host = ProgramHost({"sandbox": (sandbox or Sandbox()).status})
-        self.components: list[Component[Any]] = []
-        """In the order of entering: extensions, exporters, then each pipeline against the flow, receivers last."""
-        self.host.add_status("service", Status(self.clock))
-        self._build()
+        self.last_reload: dict[str, Any] = {}
+        """Its outcome, time and reasons, as `/status` shows them; empty before the first."""
+        self.host = ProgramHost(self.clock, {"sandbox": (sandbox or Sandbox()).status, "reload": lambda: self.last_reload})
+        self._wake = asyncio.Event()
+        self._load, self._wants_reload = load or (lambda: configuration), False
+        self._seen = _stamps(configuration.files)
+        """Of the files, as they were when they were read."""
+        self._looking: asyncio.Task[None] | None = None
+        self._granted = [need for _, need in configuration.needs()]
+        """What this process was started with; it can have no more."""
+        self.assembly = Assembly(configuration, self.host, self.metrics, self.clock, self._wake.set)
 
-    def _make(self, configured: Configured, pipeline: Pipeline | None = None) -> Component[Any]:
-        key = configured.key + (f"@{pipeline.id}" if pipeline else "")
-        context = self._context(configured.id, configured.kind, key, pipeline)
-        component = configured.component(configured.settings, context)
-        self.host.add_status(key, context.status)
-        self.host.add(key, component)
-        self.components.append(component)
-        return component
-
-    def _context(self, id: str, kind: Kind, key: str, pipeline: Pipeline | None = None) -> Context:
-        return Context(
-            id,
-            kind,
-            self.host,
-            logging.getLogger(f"lockgate.{key}"),
-            self.metrics,
-            self.clock,
-            Status(self.clock),
-            pipeline.signal if pipeline else None,
-            pipeline.id if pipeline else "",
-        )
-
-    def _build(self) -> None:
-        used = self.configuration.used()
-        for configured in used:
-            if configured.kind is Kind.EXTENSION:
-                self._make(configured)
-        consumers: dict[str, Any] = {c.id: self._make(c) for c in used if c.kind is Kind.EXPORTER}
-        connectors = {c.id: c for c in used if c.kind is Kind.CONNECTOR}
-        heads: dict[str, Consumer] = {}
-        waiting = list(self.configuration.pipelines)
-        while waiting:
-            # A connector is made once every pipeline that it feeds is, so that entering runs against the flow; there is no cycle.
-            for id, configured in connectors.items():
-                fed = [pipeline.id for pipeline in self.configuration.pipelines if id in pipeline.receivers]
-                if id not in consumers and all(name in heads for name in fed):
-                    connector = self._make(configured)
-                    assert isinstance(connector, Connector)
-                    connector.outputs = {name: heads[name] for name in fed}
-                    consumers[id] = connector
-            ready = next(pipeline for pipeline in waiting if all(id in consumers for id in pipeline.exporters))
-            waiting.remove(ready)
-            heads[ready.id] = self._chain(ready, [consumers[id] for id in ready.exporters])
-        for configured in used:
-            if configured.kind is Kind.RECEIVER:
-                self._receive(configured, heads)
-                self.host.add_behind(configured.id, [consumers[id] for id in self.configuration.behind(configured.id)])
-
-    def _chain(self, pipeline: Pipeline, exporters: list[Consumer]) -> Consumer:
-        head = fan_out(exporters, self.clock)
-        for id in reversed(pipeline.processors):
-            processor = self._make(self.configuration.components[Kind.PROCESSOR, id], pipeline)
-            assert isinstance(processor, Processor)
-            processor.next = head
-            head = processor
-        return head
-
-    def _receive(self, configured: Configured, heads: dict[str, Consumer]) -> None:
-        receiver = self._make(configured)
-        assert isinstance(receiver, Receiver)
-        for kind in Signal:
-            fed = [heads[p.id] for p in self.configuration.pipelines if p.signal is kind and configured.id in p.receivers]
-            if fed:
-                receiver.outputs[kind] = fan_out(fed, self.clock)
+    @property
+    def configuration(self) -> Configuration:
+        """What runs now."""
+        return self.assembly.configuration
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[], None] | None = None) -> None:
         """Runs until `stop` is set, then drains; raises what ended it otherwise."""
-        service = self.configuration.service
-        async with AsyncExitStack() as stack:
-            stack.callback(self.host.close)
-            if (prometheus := service.telemetry.metrics.prometheus()) is not None:
-                await stack.enter_async_context(MetricsServer(prometheus, self._context("telemetry", Kind.EXTENSION, "service/telemetry")))
-            starting = self.host.statuses["service"]
-            starting.block("not everything is started yet")
-            await stack.enter_async_context(running(self.components, service.shutdown_timeout))
-            starting.clear()
-            await stack.enter_async_context(giving_back(self.clock, self.host.executor))
-            self._process_metrics()
-            log.info("everything is ready: %d components in %d pipelines", len(self.components), len(self.configuration.pipelines))
-            if on_ready:
-                on_ready()
-            await stop.wait()
-            log.info("stopping: receivers first, then what is under way drains for at most %g s", service.shutdown_timeout)
+        loop = asyncio.get_running_loop()
+        stop_by: list[float] = []
+
+        def begin_to_stop(_: Any) -> None:
+            stop_by.append(loop.time() + self._drain_seconds)  # from now on, also where a reload must end first
+            self._wake.set()
+
+        stopping = asyncio.ensure_future(stop.wait())
+        stopping.add_done_callback(begin_to_stop)
+        try:
+            self.host.service.block("not everything is started yet")
+            await self.assembly.start()
+            self.host.service.clear()
+            async with giving_back(self.clock, self.host.executor):
+                self._process_metrics()
+                self._follow_files()
+                log.info("everything is ready: %s", self._extent())
+                if on_ready:
+                    on_ready()
+                while not stop.is_set():
+                    await self._wake.wait()
+                    self._wake.clear()
+                    await self.assembly.retire()
+                    if self._wants_reload and not stop.is_set():
+                        self._wants_reload = False
+                        await self._reload(stop)
+            log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
+        finally:
+            stopping.cancel()
+            if self._looking is not None:
+                self._looking.cancel()
+            try:
+                await self.assembly.leave(max(0.0, stop_by[0] - loop.time()) if stop_by else self._drain_seconds)
+            finally:
+                self.host.close()
         log.info("stopped")
+
+    def reload(self) -> None:
+        """Asks for the configuration to be read again; several times before it is are once."""
+        self._wants_reload = True
+        self._wake.set()
+
+    @property
+    def _drain_seconds(self) -> float:
+        return self.configuration.service.shutdown_timeout
+
+    def _extent(self) -> str:
+        return f"{len(self.host.components)} components in {len(self.configuration.pipelines)} pipelines"
+
+    def _follow_files(self) -> None:
+        follows = self.configuration.service.reload == "on_change"
+        if follows and self._looking is None:
+            self._looking = asyncio.ensure_future(self._look())
+        elif not follows and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def _look(self) -> None:
+        while True:
+            await self.clock.sleep(LOOK_SECONDS)
+            if await self._in_thread(_stamps, self.configuration.files) != self._seen:
+                self.reload()
+
+    async def _reload(self, stop: asyncio.Event) -> None:
+        log.info("reading the configuration again")
+        self._seen = await self._in_thread(_stamps, self.configuration.files)
+        try:
+            new = await self._in_thread(self._load)
+        except Exception as error:  # whatever it is, it is no reason to end
+            reasons = [str(problem) for problem in error.problems] if isinstance(error, DocumentError) else [describe(error)]
+            self._tell("wrong", reasons, "the configuration is wrong; the one from before goes on")
+            return
+        for warning in new.warnings:
+            log.warning("%s", warning)
+        from lockgate.collector.describe import what  # a process that is never asked again does without
+
+        wider = [
+            f"restart required: {who} needs {type(need).__name__.lower()} {what(need)} ({need.reason}), which this process started without"
+            for who, need in new.needs()
+            if not is_covered(need, self._granted)
+        ]
+        if new.service.sandbox != self.configuration.service.sandbox:
+            wider.append(f"restart required: service.sandbox is {new.service.sandbox}, and a sandbox is entered at start")
+        if wider:
+            self._tell("refused", wider, "the configuration needs more than this process started with; the one from before goes on")
+            return
+        if _alike(new, self.configuration):
+            self._tell("unchanged", [], "the configuration is the same; nothing is changed")
+            return
+        plan, before = Plan.of(self.configuration, new), self.configuration.service.telemetry
+        log.info("stopping %s; starting %s", ", ".join(plan.stops) or "nothing", ", ".join(plan.starts) or "nothing")
+        try:
+            await self.assembly.change(new, stop)
+        except TakenBack as error:
+            reasons = [describe(leaf) for leaf in leaves(error.__cause__ or error)]
+            self._tell("failed", reasons, "the configuration cannot be started; the one from before is back")
+            return
+        if not stop.is_set():
+            telemetry = new.service.telemetry
+            if (telemetry.logs, telemetry.resource) != (before.logs, before.resource):
+                set_up_logging(telemetry.logs, telemetry.resource)
+            self._follow_files()
+            self._tell("applied", [], f"the configuration is applied: {self._extent()}")
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.host.executor, work, *arguments)
+
+    def _tell(self, outcome: str, reasons: list[str], text: str) -> None:
+        for reason in reasons:
+            log.error("%s", reason)
+        log.log(logging.ERROR if reasons else logging.INFO, "%s", text)
+        self._reloads[outcome].add()
+        time = datetime.fromtimestamp(self.clock.time_unix_nano() / 1e9, UTC).isoformat(timespec="milliseconds")
+        self.last_reload = {"outcome": outcome, "time": time, "reasons": reasons}
 
     def _process_metrics(self) -> None:
         started = self.clock.monotonic()
@@ -130,12 +184,33 @@ class Program:
         observe("otelcol_process_uptime", "seconds since start", lambda: self.clock.monotonic() - started)
         observe("otelcol_process_cpu_seconds", "CPU seconds used, user and system", lambda: sum(os.times()[:2]))
         self.metrics.observe("otelcol_process_memory_rss", "resident memory in bytes", resident_bytes)
+        self._reloads = {
+            outcome: self.metrics.counter("lockgate_reloads", "times that the configuration was read again", outcome=outcome)
+            for outcome in ("applied", "unchanged", "wrong", "refused", "failed")
+        }
 
 
-def run(configuration: Configuration) -> int:
+def _stamps(files: Sequence[str]) -> list[tuple[int, ...]]:
+    """What differs when a file was written, or another stands in its place. A mounted ConfigMap's are links, which are followed."""
+    found: list[tuple[int, ...]] = []
+    for file in files:
+        try:
+            status = Path(file).stat()
+        except OSError:
+            found.append(())
+        else:
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _alike(one: Configuration, other: Configuration) -> bool:
+    return (one.used(), one.pipelines, one.service) == (other.used(), other.pipelines, other.service)
+
+
+def run(configuration: Configuration, load: Callable[[], Configuration]) -> int:
     """Runs the configuration in this process until a signal ends it; the exit status.
 
-    SIGTERM and SIGINT drain within service.shutdown_timeout; a second one ends at once.
+    SIGTERM and SIGINT drain within service.shutdown_timeout; a second one ends at once. SIGHUP changes to what `load` then gives.
     """
     telemetry = configuration.service.telemetry
     set_up_logging(telemetry.logs, telemetry.resource)
@@ -145,17 +220,16 @@ def run(configuration: Configuration) -> int:
     try:
         # Everything that is configured is imported by now, and no thread is started yet.
         sandbox = enter(configuration.service.sandbox, [need for _, need in configuration.needs()])
-        asyncio.run(_run_until_signal(configuration, sandbox))
+        asyncio.run(_run_until_signal(configuration, load, sandbox))
     except Exception as error:
-        for leaf in _leaves(error):
+        for leaf in leaves(error):
             # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
-            text = "; ".join((*getattr(leaf, "__notes__", ()), str(leaf) or repr(leaf)))
-            log.error("ended: %s", text, exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
+            log.error("ended: %s", describe(leaf), exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
         return 1
     return 0
 
 
-async def _run_until_signal(configuration: Configuration, sandbox: Sandbox) -> None:
+async def _run_until_signal(configuration: Configuration, load: Callable[[], Configuration], sandbox: Sandbox) -> None:
     stop = asyncio.Event()
 
     def end(number: int) -> None:
@@ -165,21 +239,29 @@ async def _run_until_signal(configuration: Configuration, sandbox: Sandbox) -> N
             os._exit(128 + number)
         stop.set()
 
+    program = Program(configuration, load=load, sandbox=sandbox)
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end, number)
-    program = Program(configuration, sandbox=sandbox)
+        loop.add_signal_handler(number, end, number)
+    loop.add_signal_handler(signal.SIGHUP, program.reload)
     started = asyncio.ensure_future(program.run(stop))
     # A start that hangs (a name that does not resolve, a mount that does not answer) ends at the first signal as well.
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({started, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not started.done():
-        await asyncio.wait({started}, timeout=configuration.service.shutdown_timeout + 5)
+        await asyncio.wait({started}, timeout=program.configuration.service.shutdown_timeout + 5)
         started.cancel()
     stopping.cancel()
     await started
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def describe(error: BaseException) -> str:
+    """What happened, and what it was about."""
+    return "; ".join((*getattr(error, "__notes__", ()), str(error) or repr(error)))
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group of groups; or the one that it is."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]

@@ -13,7 +13,7 @@ from aiohttp.web_response import Response, StreamResponse
 
 from lockgate.collector.config import LogSettings, PrometheusSettings
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
-from lockgate.pipeline.contract import Context
+from lockgate.pipeline.contract import Context, Extension
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _NAMES = {logging.WARNING: "warn", logging.CRITICAL: "error"}
@@ -49,19 +49,18 @@ def set_up_logging(settings: LogSettings, resource: dict[str, str]) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
-class MetricsServer:
-    """Serves the metrics at /metrics; `async with` holds it open."""
+class MetricsServer(Extension[PrometheusSettings]):
+    """Serves the metrics at /metrics."""
 
     def __init__(self, settings: PrometheusSettings, context: Context) -> None:
-        self.settings, self.context = settings, context
+        super().__init__(settings, context)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.server = HttpServer(HttpServerSettings(endpoint=f"{host}:{settings.port}"), context, self._answer)
 
-    async def __aenter__(self) -> MetricsServer:
+    async def start(self) -> None:
         await self.server.start()
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def stop(self) -> None:
         await self.server.stop(1.0)
 
     async def _answer(self, request: BaseRequest) -> StreamResponse:

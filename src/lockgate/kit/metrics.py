@@ -41,6 +41,13 @@ class Metrics:
         """A gauge (or counter) that is read when somebody asks; `read` must be cheap and must not raise."""
         self._family(name, kind, help)[_key(labels)] = read
 
+    def forget(self, **labels: str) -> None:
+        """Every series with these labels ends."""
+        ended = set(labels.items())
+        for _, _, family in self._families.values():
+            for key in [key for key in family if ended <= set(key)]:
+                del family[key]
+
     def value(self, name: str, **labels: str) -> float:
         """The sum over all series of this name that carry these labels; 0 where there is none."""
         family = self._families.get(name)

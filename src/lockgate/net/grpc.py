@@ -309,6 +309,9 @@ class Handler(AbstractHandler):
     def pinged(self) -> None:
         """The peer sent a PING."""
 
+    def answered(self, data: bytes) -> None:
+        """The peer answered a PING with this data."""
+
     def reset(self) -> None:
         """The peer reset a stream."""
 
@@ -339,6 +342,10 @@ class _Events(EventsProcessor):
 
     def process_ping_received(self, event: Any) -> None:
         self.handler.pinged()
+
+    def process_ping_ack_received(self, event: Any) -> None:
+        super().process_ping_ack_received(event)
+        self.handler.answered(event.ping_data)
 
     def process_stream_reset(self, event: Any) -> None:
         stream = self.streams.get(event.stream_id)

@@ -22,10 +22,9 @@ from grpclib.metadata import decode_timeout
 from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, PingFrame
 
 from lockgate.kit.sometimes import Sometimes
-from lockgate.net import listener
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
@@ -40,6 +39,7 @@ from lockgate.net.grpc import (
     status_headers,
 )
 from lockgate.net.grpc_server_settings import GrpcServerSettings
+from lockgate.net.listener import BACKLOG, Address, Listener
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
 
@@ -62,6 +62,9 @@ REPLY_COMPRESSION_BYTES = 1024
 """Answers up to this are sent as they are: OTLP's are empty, or one sentence."""
 PREFACE_SECONDS = 20.0
 HANDSHAKE_SECONDS = 10.0
+FAREWELL = b"farewell"
+FAREWELL_SECONDS = 1.0
+"""How long a client may take to answer that it knows that the connection ends."""
 
 
 class Call:
@@ -200,7 +203,8 @@ class GrpcServer:
         self.connections: set[_Connection] = set()
         self.port = 0
         """The port listened at, once entered: the configured one, or the system's choice where that is 0."""
-        self._servers: asyncio.Server | None = None
+        self._listener = Listener()
+        self._entered = False
         self._empty = asyncio.Event()
         self._empty.set()
         self._warned = Sometimes(context.clock, 60.0)
@@ -212,31 +216,35 @@ class GrpcServer:
         metrics.observe("lockgate_grpc_connections", "open connections of clients", lambda: len(self.connections), **labels)
 
     async def __aenter__(self) -> "GrpcServer":
-        host, port = self.settings.address
         family = {"tcp": socket.AF_UNSPEC, "tcp4": socket.AF_INET, "tcp6": socket.AF_INET6}[self.settings.transport]
         tls = self.settings.tls.follow(self.context, ["h2"]).server_context() if self.settings.tls else None
         extra: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if tls else {}
-        loop = asyncio.get_running_loop()
+
+        async def serve(listening: socket.socket) -> asyncio.Server:
+            return await asyncio.get_running_loop().create_server(self._accept, sock=listening, backlog=BACKLOG, **extra)
+
         try:
-            self._servers = await loop.create_server(self._accept, host or None, port, family=family, backlog=512, **extra)
+            await self._listener.open(self.context, Address(*self.settings.address, family), serve)
         except OSError as error:
             raise OSError(
                 error.errno, f"cannot listen for gRPC at {self.settings.endpoint}: {error.strerror or error}; choose another endpoint"
             ) from error
-        self.port = self._servers.sockets[0].getsockname()[1]
+        self.port = self._listener.port
+        self._entered = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._servers is None:
+        if not self._entered:
             return
-        self.stopping = True
-        servers, self._servers = self._servers, None
+        self._entered = False
         try:
-            await listener.close(servers)
+            await self._listener.close()
+            self.stopping = True
             for connection in list(self.connections):
                 connection.say_goaway()
             await self._empty.wait()
         finally:
+            self.stopping = True
             for connection in list(self.connections):
                 connection.protocol.processor.close("the server stops")
             await self._empty.wait()  # as long as closing lingers, at most
@@ -324,6 +332,7 @@ class _Connection(Handler):
         self._peer = ""
         self._draining = False
         self._last_stream_id = 0  # of those that were accepted: what a GOAWAY leaves out is tried elsewhere
+        self._leaving = False
         self._resets = 0
         self._last_ping = 0.0
         self._strikes = 0
@@ -404,12 +413,30 @@ class _Connection(Handler):
 
     def say_goaway(self) -> None:
         """Asks the client to go elsewhere with new requests, and closes when those under way are done."""
+        if self._leaving or self.protocol.connection.is_closing():
+            return
+        self._leaving = True
+        # What the client sends before it knows is served (RFC 9113, 6.8): the first GOAWAY refuses nothing, and the answer to the PING
+        # comes after whatever the client had sent.
+        self._write_goaway(2**31 - 1)
+        self.protocol.connection.transport.write(PingFrame(0, FAREWELL).serialize())
+        self._later("farewell", FAREWELL_SECONDS, self._drain)
+
+    def answered(self, data: bytes) -> None:
+        if data == FAREWELL:
+            self._drain()
+
+    def _write_goaway(self, last_stream_id: int) -> None:
+        # Not through h2, for which a GOAWAY sent is a connection closed, and the answers under way could not be sent any more.
+        goaway = GoAwayFrame(0, last_stream_id=last_stream_id, error_code=ErrorCodes.NO_ERROR)
+        self.protocol.connection.transport.write(goaway.serialize())
+
+    def _drain(self) -> None:
         if self._draining or self.protocol.connection.is_closing():
             return
         self._draining = True
-        # Not through h2, for which a GOAWAY sent is a connection closed, and the answers under way could not be sent any more.
-        goaway = GoAwayFrame(0, last_stream_id=self._last_stream_id, error_code=ErrorCodes.NO_ERROR)
-        self.protocol.connection.transport.write(goaway.serialize())
+        self._cancel("farewell")
+        self._write_goaway(self._last_stream_id)
         if grace := self._server.settings.keepalive.server_parameters.max_connection_age_grace:
             self._later("grace", grace, lambda: self.protocol.processor.close("the connection's time is over"))
         self._close_when_done()

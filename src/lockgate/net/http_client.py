@@ -218,11 +218,13 @@ class HttpClient:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """One POST of this body, compressed as configured. Raises Retryable where no answer came."""
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], encoded: Mapping[str, bytes] | None = None) -> Answer:
+        """One POST of this body, compressed as configured, unless `encoded` has it so. Raises Retryable where no answer came."""
         assert self._session is not None, "the client is used before it was entered"
         settings, target = self._settings, URL(url)
-        sent = await compress_off_loop(self._context.host.executor, body, settings.compression, settings.compression_params.level)
+        sent = encoded.get(settings.compression) if encoded else None
+        if sent is None:
+            sent = await compress_off_loop(self._context.host.executor, body, settings.compression, settings.compression_params.level)
         encoding = {} if settings.compression in ("", "none") else {"Content-Encoding": settings.compression}
         try:
             credentials = await self._credentials()

@@ -14,8 +14,9 @@ aiohttp serves; it neither inflates bodies by itself (it does so on the loop, wi
 import asyncio
 import fnmatch
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from aiohttp import hdrs
@@ -29,11 +30,11 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration, Size
-from lockgate.net import listener
 from lockgate.net.address import split_endpoint
 from lockgate.net.auth import AuthSettings
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
+from lockgate.net.listener import BACKLOG, Address, Listener
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 _RETRY_SECONDS = 1
 """What a client is asked to wait when a bound is reached: long enough to not spin, short enough to not lose a beat."""
+_FIRST_REQUEST_SECONDS = 0.5
+"""How long a new connection's first request is waited for when the server stops: its client connected to send it."""
 _UNKNOWN_LENGTH_STEP = 64 << 10
 """A body of unannounced length takes its share of the bytes in flight in steps of this."""
 
@@ -170,7 +173,7 @@ class HttpServer:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._server: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener = Listener()
         self._tls = settings.tls.follow(context, ("http/1.1",)) if settings.tls else None
         context.metrics.observe(
             "lockgate_server_bytes_in_flight",
@@ -185,23 +188,21 @@ class HttpServer:
     @property
     def port(self) -> int:
         """The port that is listened on, which differs from the endpoint's where that is 0."""
-        assert self._listener is not None
-        return int(self._listener.sockets[0].getsockname()[1])
+        return self._listener.port
 
     async def start(self) -> None:
         """Listens. Raises OSError naming the endpoint."""
-        host, port = split_endpoint(self.settings.endpoint)
-        self._server = _Server(self._handle, self.settings, self._refused.add)
+        server = self._server = _Server(self._handle, self.settings, self._refused.add)
         timeout = self.settings.read_header_timeout or None
-        try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._server,
-                host or None,
-                port,
-                ssl=self._tls.server_context() if self._tls else None,
-                ssl_handshake_timeout=timeout if self._tls else None,
-                backlog=1024,
+        tls = self._tls.server_context() if self._tls else None
+
+        async def serve(listening: socket.socket) -> asyncio.Server:
+            return await asyncio.get_running_loop().create_server(
+                server, sock=listening, ssl=tls, ssl_handshake_timeout=timeout if tls else None, backlog=BACKLOG
             )
+
+        try:
+            await self._listener.open(self._context, Address(*split_endpoint(self.settings.endpoint)), serve)
         except OSError as error:
             who = f"{self._context.kind.singular} {self._context.id}"
             cause = os.strerror(error.errno).lower() if error.errno else str(error)
@@ -209,10 +210,12 @@ class HttpServer:
 
     async def stop(self, drain_seconds: float = 3.0) -> None:
         """Stops listening. Requests under way may end, for so long; what is left then is answered with 503: its sender still has it."""
-        if self._listener is not None:
-            await listener.close(self._listener)
+        await self._listener.close()
         if self._server is not None:
             self._server.pre_shutdown()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_FIRST_REQUEST_SECONDS, drain_seconds)):
+                    await self._server.all_used.wait()
             if self._under_way:
                 await asyncio.wait(set(self._under_way), timeout=drain_seconds)
             self._stopping = True
@@ -221,7 +224,7 @@ class HttpServer:
             if left:
                 await asyncio.wait(left, timeout=drain_seconds)
             await self._server.shutdown(0.1)
-        self._listener = self._server = None
+        self._server = None
 
     @asynccontextmanager
     async def body(self, request: BaseRequest, make: Callable[[bytes], T]) -> AsyncIterator[T]:
@@ -238,6 +241,18 @@ class HttpServer:
             del raw
             _hold(share, size)
             yield made
+        finally:
+            share.release()
+
+    @contextmanager
+    def working(self, size: int) -> Iterator[None]:
+        """So many bytes more count as in flight inside: what it takes to decode a body. Raises HttpRefusal."""
+        if size > self.budget.size:
+            raise HttpRefusal(413, f"decoding the body takes some {size} bytes; max_bytes_in_flight is {self.budget.size}")
+        share = Share(self.budget)
+        try:
+            _hold(share, size)
+            yield
         finally:
             share.release()
 
@@ -260,7 +275,7 @@ class HttpServer:
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
-        except (PayloadAccessError, RequestPayloadError) as error:
+        except (PayloadAccessError, RequestPayloadError, ConnectionError) as error:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -284,6 +299,8 @@ class HttpServer:
         assert task is not None
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        if self._server is not None and isinstance(request.protocol, _Connection):
+            self._server.used(request.protocol)
         try:
             response = await self._answer(request)
         except asyncio.CancelledError:
@@ -364,6 +381,31 @@ class _Server(Server):
     def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:
         super().__init__(handler)
         self.settings, self.refuse = settings, refuse
+        self.all_used = asyncio.Event()
+        self.all_used.set()
+        self._unused: set[_Connection] = set()
+        """Had no request yet."""
+        self._ending = False
+
+    def made(self, connection: "_Connection") -> None:
+        """This connection waits for its first request."""
+        self._unused.add(connection)
+        self.all_used.clear()
+
+    def used(self, connection: "_Connection") -> None:
+        """This connection has a request, or is gone."""
+        self._unused.discard(connection)
+        if not self._unused:
+            self.all_used.set()
+        if self._ending:
+            connection.close()
+
+    def pre_shutdown(self) -> None:
+        """Ends connections that wait for their next request; those that wait for their first one end after it."""
+        self._ending = True
+        for connection in self.connections:
+            if connection not in self._unused:
+                connection.close()
 
     def __call__(self) -> RequestHandler:
         return _Connection(self)
@@ -392,9 +434,11 @@ class _Connection(RequestHandler):
             transport.abort()
             return
         super().connection_made(transport)
+        self._owner.made(self)
         self._arm()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._owner.used(self)
         self._disarm()
         super().connection_lost(exc)
 

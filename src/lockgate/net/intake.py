@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from lockgate.batch import Batch, Signal, count_records
+from lockgate.net.batch_ids import is_id, parts_in
 from lockgate.net.compression import OFFLOAD_BYTES
 from lockgate.pipeline.contract import Receiver
-from lockgate.pipeline.errors import Refusal, Retryable
-
-_ID = re.compile(r"[0-9A-Za-z_.:-]{1,128}")
+from lockgate.pipeline.errors import Permanent, Refusal, Retryable
+from lockgate.wire.protobuf import DecodeError
 
 
 class Decode(Protocol):
@@ -26,7 +25,8 @@ class Intake:
     """The one way from a transport into the pipelines.
 
     A request that carries an id which is under way already (its client hung up and sent it again) joins the one that runs, and shares its
-    outcome. Equal bytes alone are no sign of that: two programs may well say the same, and neither must be lost.
+    outcome. Equal bytes alone are no sign of that: two programs may well say the same, and neither must be lost. A merged batch goes on in
+    its parts: each keeps its id over what processors change, and what was taken before, alone or in other company, is known again.
     """
 
     def __init__(self, receiver: Receiver[Any], count_refused: Callable[[Batch, str], None], ack_timeout: float) -> None:
@@ -38,19 +38,39 @@ class Intake:
         return signal in self._receiver.outputs
 
     async def take(
-        self, signal: Signal, body: bytes, *, peer: str, transport: str, batch_id: str = "", decode: Decode | None = None
+        self,
+        signal: Signal,
+        body: bytes,
+        *,
+        peer: str,
+        transport: str,
+        batch_id: str = "",
+        batch_parts: str = "",
+        decode: Decode | None = None,
     ) -> None:
-        """`read_request` and `hand_on`, the first in a thread where the body is not small."""
-        if len(body) > OFFLOAD_BYTES:
-            batch = await self._receiver.in_thread(read_request, signal, peer, batch_id, decode, body)
-        else:
-            batch = read_request(signal, peer, batch_id, decode, body)
-        await self.hand_on(batch, transport)
+        """`read` and `hand_on`."""
+        await self.hand_on(await self.read(signal, body, peer=peer, ids=(batch_id, batch_parts), decode=decode), transport)
 
-    async def hand_on(self, batch: Batch, transport: str) -> None:
-        """Returns when the batch is acknowledged. Raises Permanent where it is never to be sent again, Retryable where it is."""
-        if not batch.count:
+    async def read(
+        self, signal: Signal, body: bytes, *, peer: str, ids: tuple[str, str] = ("", ""), decode: Decode | None = None
+    ) -> list[Batch]:
+        """`read_request`, in a thread where the body is not small."""
+        if len(body) > OFFLOAD_BYTES:
+            return await self._receiver.in_thread(read_request, signal, peer, ids, decode, body)
+        return read_request(signal, peer, ids, decode, body)
+
+    async def hand_on(self, batches: Sequence[Batch], transport: str) -> None:
+        """Returns when all is acknowledged. Raises Permanent where something is never to be sent again, Retryable where something is."""
+        batches = [batch for batch in batches if batch.count]
+        if len(batches) == 1:
+            await self._hand_on(batches[0], transport)
             return
+        outcomes = await asyncio.gather(*(self._hand_on(batch, transport) for batch in batches), return_exceptions=True)
+        if refusals := [outcome for outcome in outcomes if outcome is not None]:
+            # What may pass later is said first: the parts that were taken are known when they come again.
+            raise min(refusals, key=lambda refusal: isinstance(refusal, Permanent))
+
+    async def _hand_on(self, batch: Batch, transport: str) -> None:
         key = (batch.signal, batch.peer, batch.id)
         if (running := self._running.get(key)) is not None:
             # Bounded by the one that runs.
@@ -81,12 +101,19 @@ class Intake:
             raise Retryable(f"not acknowledged within {self._ack_timeout:g} s; try again") from None
 
 
-def read_request(signal: Signal, peer: str, batch_id: str, decode: Decode | None, body: bytes) -> Batch:
-    """The batch that a request brings. `body` is inflated, and an encoded export request unless `decode` makes it one.
+def read_request(signal: Signal, peer: str, ids: tuple[str, str], decode: Decode | None, body: bytes) -> list[Batch]:
+    """The batch that a request brings, or the parts that it was merged of. `ids` are what its headers say (batch_ids.py), or empty.
 
-    Raises DecodeError.
+    `body` is inflated, and an encoded export request unless `decode` makes it one. Raises DecodeError.
     """
+    batch_id, batch_parts = ids
     payload = decode(body, signal) if decode is not None else body
-    count = count_records(signal, payload)
-    # Only what our own exporter would send is taken for an id: it goes into logs and queues.
-    return Batch(signal, payload, count, batch_id if _ID.fullmatch(batch_id) else uuid.uuid4().hex, peer)
+    position, batches = 0, list[Batch]()
+    try:
+        for part in parts_in(batch_parts, len(payload)):
+            piece = payload[position : position + part.size]
+            batches.append(Batch(signal, piece, count_records(signal, piece), part.id, peer))
+            position += part.size
+    except DecodeError:  # not the parts of this payload
+        batches = []
+    return batches or [Batch(signal, payload, count_records(signal, payload), batch_id if is_id(batch_id) else uuid.uuid4().hex, peer)]

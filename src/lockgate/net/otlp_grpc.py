@@ -8,6 +8,3 @@ METHODS = {
     Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
 }
 """The path of each signal's one method."""
-
-ID_METADATA = "x-lockgate-batch-id"
-"""The metadata key under which Lockgate's own exporter gives a batch's id."""

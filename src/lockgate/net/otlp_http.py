@@ -12,6 +12,7 @@ from aiohttp.web_response import Response
 
 from lockgate.batch import Signal, message_type
 from lockgate.kit.sometimes import Sometimes
+from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
 from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
 from lockgate.net.intake import Decode, Intake, read_request
 from lockgate.pipeline.contract import Context
@@ -19,7 +20,6 @@ from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.protobuf import DecodeError
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
-ID_HEADER = "X-Lockgate-Batch-Id"
 
 # google.rpc.Code for the Status in a refusal's body.
 _CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 3, 415: 3, 503: 14}
@@ -68,13 +68,22 @@ class OtlpHttp:
             raise HttpRefusal(405, f"{request.method} is not OTLP; use POST")
         if content_type not in (PROTOBUF, JSON):
             raise HttpRefusal(415, f"Content-Type {content_type} is not accepted; use {PROTOBUF} or {JSON}")
-        await self.hand_on(request, signal, _decode_json if content_type == JSON else None)
+        if content_type != JSON:
+            await self.hand_on(request, signal)
+            return
+        from lockgate.wire import otlp_json
 
-    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None) -> None:
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), "")  # parts are bytes of protobuf
+        async with self.server.body(request, bytes) as body:
+            with self.server.working(otlp_json.needed_bytes(body)):
+                batches = await self.intake.read(signal, body, peer=peer, ids=ids, decode=_decode_json)
+            await self.intake.hand_on(batches, "http")
+
+    async def hand_on(self, request: BaseRequest, signal: Signal, decode: Decode | None = None) -> None:
         """Returns when what the request brings is acknowledged. Inflating, decoding and validating are one job of one thread."""
-        peer, batch_id = client_address(request.remote), request.headers.get(ID_HEADER, "")
-        async with self.server.body(request, partial(read_request, signal, peer, batch_id, decode)) as batch:
-            await self.intake.hand_on(batch, "http")
+        peer, ids = client_address(request.remote), (request.headers.get(ID_HEADER, ""), request.headers.get(PARTS_HEADER, ""))
+        async with self.server.body(request, partial(read_request, signal, peer, ids, decode)) as batches:
+            await self.intake.hand_on(batches, "http")
 
     def signal(self, path: str) -> Signal | None:
         """The signal behind this path."""

@@ -68,14 +68,14 @@ class MutualTlsSettings(Settings):
 
     directory: str = ""
     """A directory with `tls.crt`, `tls.key` and `ca.crt`, as cert-manager writes a Secret. It switches mutual TLS on; empty is off."""
-    components: tuple[str, ...] = ()
-    """Whose connections it secures, such as `receivers/otlp` and `exporters/otlphttp`. They may have no `tls` of their own; their
-    `http://` becomes `https://`. The presets name what connects one role to the next."""
+    components: dict[str, bool] = {}
+    """Whose connections it secures, such as `receivers/otlp: true` and `exporters/otlphttp: true`; `false` takes one out again. They may
+    have no `tls` of their own; their `http://` becomes `https://`. The presets name what connects one role to the next."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.directory and not self.components:
-            raise ValueError("names a directory and no components; list those that connect your roles, such as exporters/otlphttp")
+        if self.directory and not any(self.components.values()):
+            raise ValueError("names a directory and no components; name those that connect your roles, such as exporters/otlphttp: true")
         return self
 
 

@@ -4,6 +4,10 @@ Life. A component is made (no I/O), entered with `async with` (opens, starts its
 tasks). The graph enters exporters first and receivers last, and leaves in the opposite order. Entering is allowed once; leaving twice, or
 without having entered, does nothing; after that `consume` raises Retryable.
 
+A reload stops and starts what changed, and no more (`collector/assembly.py`). A receiver that goes on may find other consumers in
+`outputs`, for the same signals. A processor or connector that is replaced runs beside the one that takes its place until its last batch
+has left it; anything else stops before.
+
 Custody. `await consumer.consume(batch)` returns when the next owner has custody: the batch is delivered, or durable in its queue. Until
 then it is the caller's. `Retryable` and `Permanent` travel back up the same call. A receiver answers its client, or advances its
 checkpoint, only after that. Back-pressure is the same await.
@@ -107,6 +111,16 @@ class Held:
         return cls(durable, lost)
 
 
+class Holder(Protocol):
+    """A durable queue, as the receivers in front of it see it."""
+
+    def held(self, owner: str) -> Held:
+        """See `Host.held`; of this queue alone."""
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        """See `Host.saved`."""
+
+
 class Host(Protocol):
     """What the program offers to components: extensions, shared things, threads."""
 
@@ -128,6 +142,10 @@ class Host(Protocol):
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         """What a queue had made durable from these origins is damaged: their receivers read it again, where it can still be had."""
+
+    @property
+    def left(self) -> dict[str, Any]:
+        """What a component leaves, when it stops, to the one that takes its place at a reload; by `kind/id`."""
 
     @property
     def executor(self) -> Executor:
@@ -338,13 +356,6 @@ class Exporter(Component[S]):
 
     kind = Kind.EXPORTER
 
-    def held(self, owner: str) -> Held:
-        """See `Host.held`; of this exporter's queue alone."""
-        return Held()
-
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
-        """See `Host.saved`."""
-
     async def consume(self, batch: Batch) -> None:
         raise TypeError(f"{type(self).__name__} must define consume")
 
@@ -398,6 +409,7 @@ __all__ = [
     "Exporter",
     "Extension",
     "Held",
+    "Holder",
     "Host",
     "Kind",
     "Permanent",

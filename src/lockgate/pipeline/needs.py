@@ -5,6 +5,7 @@ sandbox. Nothing may be opened that is not in it.
 """
 
 import ipaddress
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,44 @@ def followed(path: str, reason: str) -> Iterator[Read]:
         yield Read(str(real), reason)
 
 
+def is_covered(need: Need, granted: Iterable[Need]) -> bool:
+    """Whether who may do what is `granted` may do this as well; reasons do not count."""
+    match need:
+        case Listen(host, port, _, protocol):
+            return any(isinstance(it, Listen) and (it.port, it.protocol) == (port, protocol) and _is_at(host, it.host) for it in granted)
+        case Connect(host, port, _, protocol, _):
+            place = _canonical(host), port, protocol
+            return any(isinstance(it, Connect) and (_canonical(it.host), it.port, it.protocol) == place for it in granted)
+        case Read(path):
+            return any(isinstance(it, Read | Write) and _is_below(path, it.path) for it in granted)
+        case Write(path):
+            return any(isinstance(it, Write) and _is_below(path, it.path) for it in granted)
+        case Exec(program):
+            return any(isinstance(it, Exec) and it.program == program for it in granted)
+        case Kubernetes(verbs, group, resource, _, namespace):
+            allowed = {
+                verb
+                for it in granted
+                if isinstance(it, Kubernetes) and (it.group, it.resource) == (group, resource) and it.namespace in ("", namespace)
+                for verb in it.verbs
+            }
+            return allowed.issuperset(verbs)
+
+
+def _is_at(host: str, granted: str) -> bool:
+    if granted in ("0.0.0.0", "::") and _is_address(host):
+        return ipaddress.ip_address(host.strip("[]")).version == (4 if granted == "0.0.0.0" else 6)
+    return not granted or _canonical(host) == _canonical(granted)
+
+
+def _canonical(host: str) -> str:
+    return str(ipaddress.ip_address(host.strip("[]"))) if _is_address(host) else host.lower().rstrip(".")
+
+
+def _is_below(path: str, granted: str) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(granted))  # noqa: PTH100  # Path.absolute keeps `..`
+
+
 def name_resolution(needs: Iterable[Need], resolv_conf: str = "/etc/resolv.conf") -> Iterator[Need]:
     """What it takes to resolve the names among these needs, once for all: libc's files, and the name servers that resolv_conf lists.
 
@@ -148,6 +187,10 @@ class ComponentSettings(Settings):
     def conflicts(self, signal: Signal) -> Iterator[tuple[KeyPath, str]]:
         """(where, what) of each setting that a pipeline of this signal cannot use; start would refuse it."""
         yield from ()
+
+    def queued_in(self) -> str:
+        """Of an exporter: the storage extension that its queue is in, which it shares with others of its pipelines; empty for none."""
+        return ""
 
     def warnings(self) -> Iterator[str]:
         """What is accepted, but gives up a promise or has no effect here; shown at start and by `validate`."""

@@ -1,33 +1,41 @@
-"""The sending queue on disk: `offer` returns when the batch is in a segment, and what is not delivered is sent after a restart, in order.
+"""A pipeline's queue on disk: `consume` returns when the batch is in a segment; what is not delivered is sent after a restart, in order.
+
+The exporters of a pipeline that keep their queues in the same storage share it: a batch is written once, and each exporter has a cursor.
+One that does not deliver neither starves the others nor makes them repeat; but what it has not delivered stays, and where the queue is full
+the pipeline waits: at least once for each of them.
 
 One task writes, marks and loads, one job in a thread at a time: all that came while the last job ran is written by one sync (group
 commit), and the files need no locks. While senders keep up, a batch goes from its caller to a sender in memory and is never read back;
-otherwise records are loaded in order, no more than `max_loaded_bytes` of them, however many wait.
-
-Each exporter has a queue of its own: a pipeline with two durable exporters writes a batch twice. One journal with a cursor per exporter
-would write it once; that is a later step.
+otherwise records are loaded in order, for each exporter no more than a share of its `max_bytes`, however many wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lockgate.batch import Batch
-from lockgate.pipeline.contract import Status
+from lockgate.batch import Batch, Signal, merge
+from lockgate.pipeline.contract import Component, ComponentSettings, Context, Custody, Held, Kind
 from lockgate.pipeline.errors import Retryable
-from lockgate.sending.queue import BoundedQueue, Entry, Weigh
-from lockgate.sending.segments import Amount, Journal, Loaded, Ref
+from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
+from lockgate.sending.notes import Account, Outcome, queued_record
+from lockgate.sending.queue import Entry, QueueFull, Room
+from lockgate.sending.segments import Amount, Journal, Loaded, Ref, Settlement
 
 COMMIT_BYTES = 16 << 20
-"""Payload written by one job at most: more would delay marks and loads behind it."""
+"""Payload written by one job at most: more would delay settlements and loads behind it."""
+LOADED_BYTES = 16 << 20
+"""What an exporter's senders are given at a time: enough to keep ten busy with batches of a megabyte."""
 PROBE_SECONDS = 1.0
 """How often a full disk is looked at, so that readiness returns without anybody's trying."""
+SYNC_SECONDS = 1.0
+"""How long what is delivered may be noted and not synced: a power loss repeats that much."""
+
+_Offer = tuple[Batch, "asyncio.Future[None]"]
 
 
 @dataclass(slots=True, eq=False)
@@ -35,69 +43,146 @@ class _Stored(Entry):
     ref: Ref | None = None
 
 
-@dataclass(slots=True)
-class _Done:
-    """What one job did."""
+class Cursor:
+    """One exporter's place in a pipeline's queue: the feed of its inbox."""
 
-    refs: list[Ref]
-    loaded: Loaded
-    error: OSError | None = None
-
-
-class DurableQueue(BoundedQueue):
-    """A bounded queue in a journal. `max_bytes` bounds the segments on disk, and what is about to be written to them."""
-
-    def __init__(
-        self,
-        capacity: int,
-        sizer: Literal["requests", "items", "bytes"],
-        weigh: Weigh,
-        max_bytes: int,
-        *,
-        waits_when_full: bool,
-        max_loaded_bytes: int,
-        status: Status,
-        log: logging.Logger,
-    ) -> None:
-        super().__init__(capacity, weigh, max_bytes, waits_when_full=waits_when_full)
-        self._sizer, self._max_loaded, self._status, self._log = sizer, max_loaded_bytes, status, log
-        self.journal: Journal | None = None
-        self._in_thread: Callable[..., Awaitable[Any]]
-        self._offers: deque[tuple[Batch, asyncio.Future[None]]] = deque()
-        self._marks: list[Ref] = []
-        self._loaded = 0
+    def __init__(self, queue: PipelineQueue, exporter: QueuedExporter[Any]) -> None:
+        self._queue, self.exporter, self.inbox = queue, exporter, exporter.inbox
+        self.name, self.settings = exporter.context.id, exporter.settings.sending_queue
+        self.weigh = WEIGHTS[self.settings.sizer]
+        self.size = 0
+        self.loaded = 0
         """Payload bytes of what is ready or under way."""
+        self.cannot_read = False
+        """Waiting to try again."""
+        self.inbox.feeds.append(self)
+
+    @property
+    def room(self) -> int:
+        """Payload bytes that may be loaded."""
+        return int(min(self.settings.max_bytes, LOADED_BYTES)) // len(self.inbox.feeds) - self.loaded
+
+    def hunger(self) -> int:
+        """Payload bytes to load now: a good piece at once, or one record where a sender waits for it."""
+        if self.cannot_read:
+            return 0
+        return self.room if self.room >= self.loaded else int(self.inbox.is_hungry)
+
+    def amount(self, amount: Amount) -> int:
+        """So much in the queue's own measure."""
+        return {"requests": amount.records, "items": amount.items, "bytes": amount.payload_bytes}[self.settings.sizer]
+
+    def ready(self, ref: Ref, batch: Batch) -> None:
+        """Hands a record to the senders."""
+        self.loaded += len(batch.payload)
+        self.inbox.arrive(_Stored(batch, self, ref=ref))
+
+    def wake(self) -> None:
+        self._queue.wake()
+
+    def settle(self, entry: Entry, refusal: Exception | None, outcome: Outcome) -> None:
+        ref = self._let_go(entry)
+        self.size -= self.weigh(entry.batch)
+        self._queue.settle(Settlement(self.name, ref, entry.batch, outcome))
+
+    def release(self, entry: Entry, refusal: Exception) -> None:
+        """Stays on disk, for the next start."""
+        self._let_go(entry)
+        self.wake()
+
+    def _let_go(self, entry: Entry) -> Ref:
+        assert isinstance(entry, _Stored) and entry.ref is not None
+        entry.settled.set_result(None)
+        self.loaded -= len(entry.batch.payload)
+        return entry.ref
+
+
+class PipelineQueue(Component[ComponentSettings], Room):
+    """See the module. Entered before its exporters and left after them."""
+
+    custody = Custody.DURABLE
+
+    kind = Kind.EXTENSION
+
+    def __init__(self, context: Context, storage: str) -> None:
+        Component.__init__(self, ComponentSettings(), context)
+        Room.__init__(self)
+        self._storage = storage
+        self._cursors: list[Cursor] = []
+        self._max_bytes, self._waits = 0, True
+        self.journal: Journal | None = None
+        self._offers: deque[_Offer] = deque()
+        self._bytes = 0
+        """Payload that waits to be written."""
+        self._settlements: list[Settlement] = []
         self._work, self._idle = asyncio.Event(), asyncio.Event()
         self._busy = self._closed = self._ended = False
-        self._cannot_read = False
-        """Waiting to try again."""
+        text = "batches that came again under the same id, were acknowledged, and not written again"
+        self._duplicates = context.metrics.counter("lockgate_queue_duplicate_batches", text, pipeline=context.pipeline)
         self._wanted = 0
         """Payload bytes of the write that failed last; 0 where the last one did not."""
+        self._sync_at: float | None = None
+        """When what is noted must be synced; None where it is."""
 
-    async def start(
-        self,
-        directory: str,
-        *,
-        fsync: bool,
-        in_thread: Callable[..., Awaitable[Any]],
-        spawn: Callable[[Coroutine[Any, Any, None], str], Any],
-    ) -> None:
-        """Opens `directory`/queue; raises OSError where that cannot be."""
-        segment_bytes = max(1 << 16, min(8 << 20, self._max_bytes // 8))
-        self.journal = Journal(Path(directory, "queue"), self._log, segment_bytes=segment_bytes, fsync=fsync)
-        self._in_thread = in_thread
-        await in_thread(self.journal.open)
-        pending = self.journal.pending
-        self._size += self._amount(pending)
-        if pending.records:
-            self._log.info("%d batches (%d records) of an earlier run wait in %s", pending.records, pending.items, directory)
-            self._work.set()
-        spawn(self._run(self.journal), "queue")
+    def attach(self, exporter: QueuedExporter[Any]) -> None:
+        """Feeds this exporter as well; before either is started."""
+        self._cursors.append(Cursor(self, exporter))
+        self._max_bytes = min(cursor.settings.max_disk_bytes for cursor in self._cursors)
+        self._waits = all(cursor.settings.block_on_overflow for cursor in self._cursors)
 
-    async def offer(self, batch: Batch) -> None:
-        if self._closed:
-            raise Retryable("the sending queue is closed")
-        await self._enter(batch)
+    @property
+    def exporters(self) -> list[QueuedExporter[Any]]:
+        """Those that it feeds."""
+        return [cursor.exporter for cursor in self._cursors]
+
+    def accounts(self) -> Mapping[str, Account]:
+        """The ledger's counts by source."""
+        return self.journal.knowledge.accounts() if self.journal is not None else {}
+
+    def held(self, owner: str) -> Held:
+        """See `Host.held`."""
+        return self.journal.knowledge.held(owner) if self.journal is not None else Held()
+
+    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+        """See `Host.saved`."""
+        if self.journal is not None:
+            self.journal.knowledge.saved(owner, positions)
+
+    async def start(self) -> None:
+        storage = await self.in_thread(self.context.host.extension(self._storage).storage, f"queue/{self.context.pipeline}")
+        self.journal = journal = Journal(
+            Path(storage.directory, "queue"),
+            self.log,
+            [cursor.name for cursor in self._cursors],
+            segment_bytes=max(1 << 16, min(8 << 20, self._max_bytes // 8)),
+            fsync=storage.fsync,
+            compression=next(
+                (it for it in (exporter.compression for exporter in self.exporters) if it[0] in ("gzip", "zstd")), ("zstd", 1)
+            ),
+        )
+        await self.in_thread(journal.open)
+        for cursor in self._cursors:
+            pending = journal.readers[cursor.name].unread
+            cursor.size += cursor.amount(pending)
+            if pending.records:
+                text = "%d batches (%d records) of an earlier run wait for %s in %s"
+                self.log.info(text, pending.records, pending.items, cursor.name, storage.directory)
+                self._work.set()
+        self._observe(journal)
+        self.spawn(self._run(journal), "queue")
+
+    async def consume(self, batch: Batch) -> None:
+        self.refuse_if_stopped()
+        new = self._new_of(batch)
+        if new is None:
+            return
+        batch = new
+        try:
+            await self._enter(batch, waits=self._waits)
+        except QueueFull:
+            for exporter in self.exporters:
+                exporter.count("enqueue_failed", batch)
+            raise
         offer = (batch, asyncio.get_running_loop().create_future())
         self._offers.append(offer)
         self._work.set()
@@ -106,28 +191,14 @@ class DurableQueue(BoundedQueue):
         except asyncio.CancelledError:
             if offer in self._offers:
                 self._offers.remove(offer)
-                self._leave(batch)
+                self._account(batch, -1)
+                self._admit()
             else:  # being written: it will be sent, and again by whoever gave up, under the same id
                 offer[1].add_done_callback(lambda written: written.cancelled() or written.exception())
             raise
 
-    async def take(self) -> Entry:
-        if not self._waiting and self.journal is not None and self.journal.unread.records:
-            self._work.set()
-        return await super().take()
-
-    def settle(self, entry: Entry, refusal: Exception | None = None) -> None:
-        if (ref := self._let_go(entry)) is not None:
-            self._marks.append(ref)
-            self._size -= self._weigh(entry.batch)
-            self._admit()
-
-    def release(self, entry: Entry, refusal: Exception) -> None:
-        """Stays on disk, for the next start."""
-        self._let_go(entry)
-
-    async def close(self) -> None:
-        """Writes what is offered, marks what is delivered, closes the files. What waits stays on disk."""
+    async def stop(self) -> None:
+        """Writes what is offered, notes what is delivered, closes the files. What waits stays on disk."""
         self._closed = True
         if self.journal is None:
             return
@@ -135,28 +206,74 @@ class DurableQueue(BoundedQueue):
             _, turn = self._room.popleft()
             if not turn.done():
                 turn.set_exception(Retryable("the sending queue is closed"))
-        while (self._offers or self._marks or self._busy) and not self._ended:
+        self._work.set()
+        while (self._offers or self._settlements or self._busy) and not self._ended:
             self._idle.clear()
             await self._idle.wait()
         if not self._ended:  # else it was cancelled, and a thread may still use the files
-            await self._in_thread(self.journal.close)
+            await self.in_thread(self.journal.close)
 
-    def _let_go(self, entry: Entry) -> Ref | None:
-        if entry.settled.done():
-            return None
-        assert isinstance(entry, _Stored) and entry.ref is not None
-        entry.settled.set_result(None)
-        self._loaded -= len(entry.batch.payload)
+    def wake(self) -> None:
+        """A sender waits, or there is room for more to be loaded."""
+        if self.journal is not None and any(reader.unread.records for reader in self.journal.readers.values()):
+            self._work.set()
+
+    def settle(self, settlement: Settlement) -> None:
+        """An exporter is done with a batch."""
+        self._settlements.append(settlement)
         self._work.set()
-        return entry.ref
+        self._admit()
 
-    def _amount(self, amount: Amount) -> int:
-        return {"requests": amount.records, "items": amount.items, "bytes": amount.payload_bytes}[self._sizer]
+    def _observe(self, journal: Journal) -> None:
+        def observe(name: str, text: str, read: Callable[[], int], kind: str = "counter") -> None:
+            self.context.metrics.observe(name, text, read, kind=kind, pipeline=self.context.pipeline)
 
-    def _fits(self, batch: Batch) -> bool:
-        on_disk = self.journal.disk_bytes if self.journal is not None else 0
-        fits = self._size + self._weigh(batch) <= self._capacity and on_disk + self._bytes + len(batch.payload) <= self._max_bytes
-        return not self._size or fits
+        observe("lockgate_queue_disk_bytes", "bytes of the queue's files", lambda: journal.disk_bytes, "gauge")
+        observe("lockgate_queue_damaged_records", "batches lost to damage of the queue's files", lambda: journal.damaged_records)
+        observe("lockgate_queue_quarantined_bytes", "damaged bytes that were copied aside", lambda: journal.quarantined_bytes)
+        observe("lockgate_queue_damaged_note_bytes", "damaged bytes of the queue's notes", lambda: journal.damaged_note_bytes)
+        observe("lockgate_queue_torn_bytes", "bytes of an unfinished last write that were removed", lambda: journal.torn_bytes)
+        text = "batches that an exporter had not delivered when it was removed from the pipeline"
+        observe("lockgate_queue_abandoned_records", text, lambda: journal.abandoned_records)
+
+    # Ids.
+
+    def _new_of(self, batch: Batch) -> Batch | None:
+        """What of this batch is not here, nor was: None for nothing. A merged one may be known in part."""
+        if not batch.count or self._is_known(batch):
+            return None
+        parts = list(parts_of(batch)) if batch.parts and not batch.origins else []
+        new = [part for part in parts if not self._is_known(part)]
+        if len(new) == len(parts):
+            return batch
+        return replace(merge(new), origins=batch.origins)
+
+    def _is_known(self, batch: Batch) -> bool:
+        assert self.journal is not None
+        if batch.origins or not all(self.journal.knowledge.is_known(queued_record(batch).ids)):
+            return False
+        self._duplicates.add()
+        return True
+
+    # Room.
+
+    def _lacks(self, batch: Batch) -> str:
+        if not any(cursor.size for cursor in self._cursors):
+            return ""
+        for cursor in self._cursors:
+            if cursor.size and cursor.size + cursor.weigh(batch) > cursor.settings.queue_size:
+                return f"the sending queue is full ({cursor.size} of {cursor.settings.queue_size} wait for {cursor.name})"
+        used = (self.journal.disk_bytes if self.journal is not None else 0) + self._bytes
+        if used + len(batch.payload) > self._max_bytes:
+            return f"the sending queue is full ({used} of {self._max_bytes} bytes on disk)"
+        return ""
+
+    def _account(self, batch: Batch, sign: int) -> None:
+        self._bytes += sign * len(batch.payload)
+        for cursor in self._cursors:
+            cursor.size += sign * cursor.weigh(batch)
+
+    # Working.
 
     async def _run(self, journal: Journal) -> None:
         try:
@@ -167,16 +284,18 @@ class DurableQueue(BoundedQueue):
             self._idle.set()
 
     async def _turn(self, journal: Journal) -> None:
+        now = asyncio.get_running_loop().time()
+        probes = self._wanted or any(cursor.cannot_read for cursor in self._cursors)
+        waits = [PROBE_SECONDS] if probes else []
+        waits += [max(0.0, self._sync_at - now)] if self._sync_at is not None else []
         try:
-            async with asyncio.timeout(PROBE_SECONDS if self._wanted or self._cannot_read else None):
+            async with asyncio.timeout(min(waits, default=None)):
                 await self._work.wait()
         except TimeoutError:
             if self._wanted:
                 await self._probe(journal)
-            if self._cannot_read:
-                self._cannot_read = False
-                self._work.set()
-            return
+            for cursor in self._cursors:
+                cursor.cannot_read = False
         self._work.clear()
         self._busy = True
         offers = self._next_offers()
@@ -189,82 +308,98 @@ class DurableQueue(BoundedQueue):
                     written.set_exception(Retryable("stopped before this was written"))
             self._idle.set()
 
-    def _next_offers(self) -> list[tuple[Batch, asyncio.Future[None]]]:
-        offers, size = list[tuple[Batch, "asyncio.Future[None]"]](), 0
+    def _next_offers(self) -> list[_Offer]:
+        offers, ids, size = list[_Offer](), set[tuple[Signal, str]](), 0
         while self._offers and (not offers or size + len(self._offers[0][0].payload) <= COMMIT_BYTES):
-            offers.append(self._offers.popleft())
-            size += len(offers[-1][0].payload)
+            batch, written = self._offers[0]
+            if (key := (batch.signal, batch.id)) in ids:
+                break  # a repetition of one before it: what became of that is known when this is done
+            self._offers.popleft()
+            if self._is_known(batch):  # it came while its first copy was being written
+                self._account(batch, -1)
+                self._admit()
+                if not written.done():
+                    written.set_result(None)
+                continue
+            ids.add(key)
+            offers.append((batch, written))
+            size += len(batch.payload)
         return offers
 
-    async def _do(self, journal: Journal, offers: list[tuple[Batch, asyncio.Future[None]]]) -> None:
-        marks, self._marks = self._marks, []
-        is_caught_up = not journal.unread.records
-        room = 0 if is_caught_up or self._cannot_read else self._hunger()
-        if not (offers or marks or room):
+    async def _do(self, journal: Journal, offers: list[_Offer]) -> None:
+        loop = asyncio.get_running_loop()
+        job = _Job([batch for batch, _ in offers], self._settlements)
+        self._settlements = []
+        caught_up = [cursor for cursor in self._cursors if not journal.readers[cursor.name].unread.records]
+        job.rooms = {cursor.name: room for cursor in self._cursors if cursor not in caught_up and (room := cursor.hunger())}
+        if job.settlements and self._sync_at is None:
+            self._sync_at = loop.time() + SYNC_SECONDS
+        job.syncs = self._sync_at is not None and self._sync_at <= loop.time()
+        if not (job.batches or job.settlements or job.rooms or job.syncs):
             return
-        done: _Done = await self._in_thread(_work, journal, [batch for batch, _ in offers], marks, room)
-        for ref, batch in done.loaded.entries:
-            self._ready(ref, batch)
-        self._size -= self._amount(done.loaded.lost)
-        for ref, (batch, written) in zip(done.refs, offers, strict=False):
+        await self.in_thread(job.run, journal)
+        if job.syncs:
+            self._sync_at = None
+        self._has_loaded(journal, job)
+        for ref, (batch, written) in zip(job.refs, offers, strict=False):
             self._bytes -= len(batch.payload)
-            if is_caught_up and self._loaded < self._max_loaded:
-                journal.pass_over(ref)
-                self._ready(ref, batch)
-            else:
-                is_caught_up = False
+            for cursor in list(caught_up):
+                if cursor.room > 0:
+                    journal.pass_over(cursor.name, ref)
+                    cursor.ready(ref, batch)
+                else:
+                    caught_up.remove(cursor)
             if not written.done():
                 written.set_result(None)
-        if done.error is not None:
-            self._refuse(offers, done.error)
+        if job.error is not None:
+            self._refuse(offers, job.error)
         elif offers:
             self._writes_again()
-        if room:
-            self._reads(done.loaded.error)
+        if origins := journal.given_back():
+            self.context.host.give_back(origins)
         self._admit()
-        if self._offers or self._marks or (journal.unread.records and not self._cannot_read and self._hunger()):
+        if self._offers or self._settlements or any(journal.readers[it.name].unread.records and it.hunger() for it in self._cursors):
             self._work.set()
 
-    def _hunger(self) -> int:
-        """Payload bytes to load now: a good piece at once, or one record where a sender waits for it."""
-        room = self._max_loaded - self._loaded
-        return room if room >= self._max_loaded // 2 else int(not self._waiting and bool(self._takers))
+    def _has_loaded(self, journal: Journal, job: _Job) -> None:
+        for cursor in self._cursors:
+            if (loaded := job.loaded.get(cursor.name)) is not None:
+                for ref, batch in loaded.entries:
+                    cursor.ready(ref, batch)
+                self._reads(cursor, loaded.error)
+            reader = journal.readers[cursor.name]
+            cursor.size -= cursor.amount(reader.lost)
+            reader.lost = Amount()
 
-    def _ready(self, ref: Ref, batch: Batch) -> None:
-        self._loaded += len(batch.payload)
-        self._arrive(_Stored(batch, ref=ref))
-
-    def _refuse(self, offers: list[tuple[Batch, asyncio.Future[None]]], error: OSError) -> None:
-        assert self.journal is not None
+    def _refuse(self, offers: list[_Offer], error: OSError) -> None:
         reason = f"cannot write to the sending queue: {error.strerror or error}; nothing is lost, and senders wait for space"
         if not self._wanted:
-            self._log.error("%s", reason)
-        self._status.block(reason, "queue")
+            self.log.error("%s", reason)
+        self.context.status.block(reason, "queue")
         self._wanted = sum(len(batch.payload) for batch, _ in offers)
         for batch, written in offers:
-            self._size -= self._weigh(batch)
-            self._bytes -= len(batch.payload)
+            self._account(batch, -1)
             if not written.done():
                 written.set_exception(Retryable(reason, PROBE_SECONDS))
 
-    def _reads(self, error: OSError | None) -> None:
+    def _reads(self, cursor: Cursor, error: OSError | None) -> None:
         if error is None:
-            self._status.clear("reading")
+            self.context.status.clear(f"reading for {cursor.name}")
             return
-        self._cannot_read = True
-        self._status.block(f"cannot read the sending queue: {error}; it is tried again", "reading")
-        self._log.error("cannot read the sending queue: %s; trying again", error)
+        cursor.cannot_read = True
+        self.context.status.block(f"cannot read the sending queue: {error}; it is tried again", f"reading for {cursor.name}")
+        self.log.error("cannot read the sending queue for %s: %s; trying again", cursor.name, error)
 
     def _writes_again(self) -> None:
         if self._wanted:
             self._wanted = 0
-            self._status.clear("queue")
-            self._log.info("the sending queue can be written to again")
+            self.context.status.clear("queue")
+            self.log.info("the sending queue can be written to again")
 
     async def _probe(self, journal: Journal) -> None:
         self._busy = True
         try:
-            await self._in_thread(journal.probe, self._wanted)
+            await self.in_thread(journal.probe, self._wanted)
         except OSError:
             return
         finally:
@@ -273,15 +408,26 @@ class DurableQueue(BoundedQueue):
         self._writes_again()
 
 
-def _work(journal: Journal, batches: list[Batch], marks: list[Ref], room: int) -> _Done:
-    done = _Done([], Loaded())
-    if marks:  # first: it may give back the space that the others need
-        journal.mark(marks)
-    if batches:
-        try:
-            done.refs = journal.append(batches)
-        except OSError as error:
-            done.error = error
-    if room:
-        done.loaded = journal.load(room)
-    return done
+@dataclass(slots=True)
+class _Job:
+    """What a thread does at a time, and what came of it."""
+
+    batches: list[Batch]
+    settlements: list[Settlement]
+    rooms: dict[str, int] = field(default_factory=dict)
+    syncs: bool = False
+    refs: list[Ref] = field(default_factory=list)
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    error: OSError | None = None
+
+    def run(self, journal: Journal) -> None:
+        if self.settlements:  # first: it may give back the space that the others need
+            journal.settle(self.settlements)
+        if self.batches:
+            try:
+                self.refs = journal.append(self.batches)
+            except OSError as error:
+                self.error = error
+        self.loaded = {name: journal.load(name, room) for name, room in self.rooms.items()}
+        if self.syncs:
+            journal.sync()

@@ -2,13 +2,14 @@
 
 A batch's way: `consume` -> queue (bounded; a full one makes the pipeline wait) -> one of `num_consumers` senders, which merges what
 waits -> attempts with back-off until it is delivered. A merged batch that is refused for good is sent again in its parts, so that one
-bad part does not condemn the rest.
+bad part does not condemn the rest. Where the queue is on disk, the pipeline hands its batches to a `PipelineQueue` (durable.py) instead,
+which feeds the senders of all its exporters.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,19 +20,17 @@ from lockgate.kit.metrics import Series
 from lockgate.kit.sometimes import Sometimes
 from lockgate.pipeline.contract import Context, Custody, Exporter
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.sending.durable import DurableQueue
-from lockgate.sending.queue import Entry, MemoryQueue, Queue, QueueFull, Weigh
-from lockgate.sending.segments import Journal
+from lockgate.sending.notes import Outcome
+from lockgate.sending.queue import Entry, Inbox, MemoryQueue, QueueFull, Weigh
 from lockgate.sending.settings import SendingSettings
 
 S = TypeVar("S", bound=SendingSettings)
 
-_WEIGHTS: dict[str, Weigh] = {"requests": lambda _: 1, "items": lambda batch: batch.count, "bytes": lambda batch: len(batch.payload)}
+WEIGHTS: dict[str, Weigh] = {"requests": lambda _: 1, "items": lambda batch: batch.count, "bytes": lambda batch: len(batch.payload)}
 
-_LOADED_BYTES = 16 << 20
-"""What a durable queue keeps in memory: enough to keep ten senders busy with batches of a megabyte."""
 
-_EVENTS = {"sent": "delivered", "send_failed": "refused for good, or given back undelivered", "enqueue_failed": "refused by a full queue"}
+MAX_MERGED = 180
+"""Batches merged into a request: so many ids fit into one header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +48,16 @@ class QueuedExporter(Exporter[S]):
         super().__init__(settings, context)
         self._held = client or nullcontext()
         queue = settings.sending_queue
-        weigh, waits = _WEIGHTS[queue.sizer], queue.block_on_overflow
-        self._queue: Queue
-        self._durable: DurableQueue | None = None
-        if queue.enabled and queue.storage:
+        self.inbox = Inbox()
+        """What its senders take from: fed by the queue in memory, or by those of its pipelines."""
+        self._memory: MemoryQueue | None = None
+        if settings.queued_in():
             self.custody = Custody.DURABLE
-            self._queue = self._durable = DurableQueue(
-                queue.queue_size,
-                queue.sizer,
-                weigh,
-                queue.max_disk_bytes,
-                waits_when_full=waits,
-                max_loaded_bytes=min(queue.max_bytes, _LOADED_BYTES),
-                status=context.status,
-                log=self.log,
-            )
-        else:
-            self._queue = MemoryQueue(queue.queue_size, weigh, queue.max_bytes, waits_when_full=waits)
+        elif queue.enabled:
+            waits = queue.block_on_overflow
+            self._memory = MemoryQueue(self.inbox, queue.queue_size, WEIGHTS[queue.sizer], queue.max_bytes, waits_when_full=waits)
         self._busy = 0
-        """Senders that hold something."""
+        """Senders that hold something; without a queue, callers."""
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -79,10 +69,19 @@ class QueuedExporter(Exporter[S]):
         if queue.enabled:
             metrics, id = context.metrics, context.id
             unit = f"in {queue.sizer}"
-            metrics.observe("otelcol_exporter_queue_size", f"what waits or is under way, {unit}", lambda: self._queue.size, exporter=id)
-            metrics.observe("otelcol_exporter_queue_capacity", f"what the queue takes, {unit}", lambda: self._queue.capacity, exporter=id)
-            if self._durable is not None:
-                self._observe(self._durable)
+            metrics.observe("otelcol_exporter_queue_size", f"what waits or is under way, {unit}", self._queue_size, exporter=id)
+            metrics.observe("otelcol_exporter_queue_capacity", f"what the queue takes, {unit}", self._queue_capacity, exporter=id)
+
+    @property
+    def compression(self) -> tuple[str, int | None]:
+        """The content encoding, and its level, of what it sends where that is a batch's payload: a queue on disk keeps it so."""
+        return "none", None
+
+    def _queue_size(self) -> int:
+        return sum(feed.size for feed in self.inbox.feeds)
+
+    def _queue_capacity(self) -> int:
+        return len(self.inbox.feeds) * self.settings.sending_queue.queue_size
 
     async def send(self, batch: Batch) -> Rejected | None:
         """One attempt. Returns when the batch is delivered; raises Retryable or Permanent. Bounded by `timeout`; may be cancelled."""
@@ -92,20 +91,21 @@ class QueuedExporter(Exporter[S]):
         self.refuse_if_stopped()
         if not batch.count:
             return
-        if not self.settings.sending_queue.enabled:
-            await self._deliver(batch)
+        if self._memory is None:
+            self._busy += 1
+            try:
+                await self._deliver(batch)
+            finally:
+                self._busy -= 1
+                self._changed.set()
             return
         try:
-            await self._queue.offer(batch)
+            await self._memory.offer(batch)
         except QueueFull:
-            self._count("enqueue_failed", batch)
+            self.count("enqueue_failed", batch)
             raise
 
     async def start(self) -> None:
-        if self._durable is not None:
-            extension = self.context.host.extension(self.settings.sending_queue.storage)
-            storage = await self.in_thread(extension.storage, f"{self.context.kind}/{self.context.id}")
-            await self._durable.start(storage.directory, fsync=storage.fsync, in_thread=self.in_thread, spawn=self.spawn)
         await self._held.__aenter__()
         if self.settings.sending_queue.enabled:
             for number in range(self.settings.sending_queue.num_consumers):
@@ -117,27 +117,25 @@ class QueuedExporter(Exporter[S]):
         self._stopping.set()
         self._changed.set()
         try:
-            while self._busy or (self._durable is None and self._queue.size):
+            while self._busy or (self._memory is not None and self._memory.size):
                 self._changed.clear()
                 await self._changed.wait()
         finally:
             try:
-                while (entry := self._queue.take_more(lambda _: True)) is not None:
-                    self._release(entry, Retryable(f"{self.context.id} was stopped before this was sent"))
-                if self._durable is not None:
-                    await self._durable.close()
+                while (entry := self.inbox.take_more(lambda _: True)) is not None:
+                    entry.release(Retryable(f"{self.context.id} was stopped before this was sent"))
             finally:
                 await self._held.__aexit__(None, None, None)
 
     async def _work(self) -> None:
-        while self._durable is None or not self._stopping.is_set():
+        while self._memory is not None or not self._stopping.is_set():
             # In a frame of its own: a sender that waits must not keep alive what it sent last.
-            await self._serve([await self._queue.take()])
+            await self._serve([await self.inbox.take()])
 
     async def _serve(self, entries: list[Entry]) -> None:
         self._busy += 1
         try:
-            if self._durable is not None and self._stopping.is_set():
+            if self._memory is None and self._stopping.is_set():
                 return  # came while this ended; it stays where it is
             await self._gather(entries)
             self._sending += 1
@@ -147,7 +145,7 @@ class QueuedExporter(Exporter[S]):
                 self._sending -= 1
         finally:
             for entry in entries:  # only what a cancellation left: settling twice does nothing
-                self._release(entry, Retryable(f"{self.context.id} was stopped before this was delivered"))
+                entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
             self._busy -= 1
             self._changed.set()
 
@@ -156,76 +154,60 @@ class QueuedExporter(Exporter[S]):
         batching = self.settings.sending_queue.batch
         if batching is None:
             return
-        weigh, first = _WEIGHTS[batching.sizer], entries[0].batch
+        weigh, first = WEIGHTS[batching.sizer], entries[0].batch
         total = weigh(first)
 
         def accept(batch: Batch) -> bool:
-            is_alike = batch.signal is first.signal and batch.peer == first.peer
+            is_alike = batch.signal is first.signal and batch.peer == first.peer and len(entries) < MAX_MERGED
             return is_alike and (not batching.max_size or total + weigh(batch) <= batching.max_size)
 
         clock = self.context.clock
         deadline = clock.monotonic() + batching.flush_timeout
         while True:
-            while (more := self._queue.take_more(accept)) is not None:
+            while (more := self.inbox.take_more(accept)) is not None:
                 entries.append(more)
                 total += weigh(more.batch)
             rest = deadline - clock.monotonic()
             if total >= batching.min_size or not self._sending or self._stopping.is_set() or rest <= 0:
                 return
             self._changed.clear()
-            await _first_of(self._queue.arrival(), self._changed.wait(), clock.sleep(rest))
+            await _first_of(self.inbox.arrival(), self._changed.wait(), clock.sleep(rest))
 
     async def _deliver_entries(self, entries: list[Entry]) -> None:
+        is_durable = self._memory is None
         try:
-            await self._deliver(merge(entry.batch for entry in entries), split=len(entries) == 1)
+            rejected = await self._deliver(merge(entry.batch for entry in entries), entries, split=len(entries) == 1)
         except Permanent as refusal:
             if len(entries) == 1:
-                self._settle(entries[0], refusal)
+                entries[0].settle(refusal, Outcome(entries[0].batch.count, "refused"))
                 return
             for entry in entries:
                 await self._deliver_entries([entry])
         except Retryable as error:
+            reason = "expired" if self.settings.retry_on_failure.enabled else "not retried"
             for entry in entries:
                 if self._stopping.is_set():
-                    self._release(entry, error)
+                    entry.release(error)
                 else:
-                    self._settle(entry, error)
-            if self._durable is not None and not self._stopping.is_set():
+                    entry.settle(error, Outcome(entry.batch.count, reason))
+            if is_durable and not self._stopping.is_set():
                 count = sum(entry.batch.count for entry in entries)
                 self.log.error("%d records were given up, as retry_on_failure says, and are lost: %s", count, error)
         except Exception as error:  # a bug of ours: the one who waits must hear of it
-            if self._durable is not None:
+            if is_durable:
                 self.log.exception("a fault of lockgate's own kept a batch from being sent; it stays on disk until the next start")
             for entry in entries:
-                self._release(entry, error)
+                entry.release(error)
         else:
             for entry in entries:
-                self._settle(entry)
+                share = min(rejected, entry.batch.count)
+                rejected -= share
+                entry.settle(None, Outcome(share, "partial", is_of_this_batch=len(entries) == 1))
 
-    def _settle(self, entry: Entry, error: Exception | None = None) -> None:
-        if not entry.settled.done():
-            self._queue.settle(entry, error)
-
-    def _release(self, entry: Entry, error: Exception) -> None:
-        if not entry.settled.done():
-            self._queue.release(entry, error)
-
-    def _observe(self, queue: DurableQueue) -> None:
-        def observe(name: str, text: str, read: Callable[[Journal], int], kind: str = "counter") -> None:
-            def value() -> float:
-                return read(queue.journal) if queue.journal is not None else 0
-
-            self.context.metrics.observe(name, text, value, kind=kind, exporter=self.context.id)
-
-        observe("lockgate_queue_disk_bytes", "bytes of the queue's segments on disk", lambda it: it.disk_bytes, "gauge")
-        observe("lockgate_queue_damaged_records", "batches lost to damage of the queue's files", lambda it: it.damaged_records)
-        observe("lockgate_queue_quarantined_bytes", "damaged bytes that were copied aside", lambda it: it.quarantined_bytes)
-        observe("lockgate_queue_torn_bytes", "bytes of an unfinished last write that were removed", lambda it: it.torn_bytes)
-
-    async def _deliver(self, batch: Batch, *, split: bool = True) -> None:
-        """Returns when the batch, or some part of it, is delivered and the rest is counted; raises Permanent where all was refused."""
+    async def _deliver(self, batch: Batch, entries: Sequence[Entry] = (), *, split: bool = True) -> int:
+        """Returns when the batch, or some part of it, is delivered and the rest (so many records) is counted; Permanent where none was."""
         try:
-            rejected = await self._attempts(batch)
+            rejected = await self._attempts(batch, entries)
         except Permanent as refusal:
             if not split:
                 raise
@@ -234,26 +216,28 @@ class QueuedExporter(Exporter[S]):
                 self._moves_on()
                 self._lost(batch, str(refusal), batch.count)
                 raise
-            refused = 0
+            refused = lost = 0
             for part in parts:
                 try:
-                    await self._deliver(part)
+                    lost += await self._deliver(part, entries)
                 except Permanent:
                     refused += 1
+                    lost += part.count
             if refused == len(parts):
                 raise
+            return lost
         except Retryable:
-            self._count("send_failed", batch)
+            self.count("send_failed", batch)
             raise
-        else:
-            lost = 0
-            if rejected is not None and (lost := min(rejected.records, batch.count)):
-                self._lost(batch, rejected.reason, lost)
-            elif rejected is not None and (kept_back := self._sometimes.now(("remark", batch.signal))) is not None:
-                self.log.warning("%s%s", rejected.reason, _kept_back(kept_back))
-            self._count("sent", batch, batch.count - lost)
+        lost = 0
+        if rejected is not None and (lost := min(rejected.records, batch.count)):
+            self._lost(batch, rejected.reason, lost)
+        elif rejected is not None and (kept_back := self._sometimes.now(("remark", batch.signal))) is not None:
+            self.log.warning("%s%s", rejected.reason, _kept_back(kept_back))
+        self.count("sent", batch, batch.count - lost)
+        return lost
 
-    async def _attempts(self, batch: Batch) -> Rejected | None:
+    async def _attempts(self, batch: Batch, entries: Sequence[Entry]) -> Rejected | None:
         retry, clock = self.settings.retry_on_failure, self.context.clock
         waits = delays(retry.initial_interval, retry.max_interval, retry.multiplier, retry.randomization_factor)
         started = clock.monotonic()
@@ -261,6 +245,8 @@ class QueuedExporter(Exporter[S]):
             if self._gave_up is not None:
                 # A new one each time: raised again and again, one instance would gather the traceback of every batch.
                 raise Retryable(str(self._gave_up), self._gave_up.after)
+            if entries and all(entry.abandoned for entry in entries):
+                raise Retryable("nobody waits for this any more")  # whoever has it sends it again
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:
@@ -293,7 +279,7 @@ class QueuedExporter(Exporter[S]):
             self.log.warning("not delivered: %s; next try in %.1f s%s", refusal, wait, _kept_back(kept_back))
         failing = now - self._failing_since
         if failing >= self.settings.sending_queue.stalled_after and self._stalls.now("stalled") is not None:
-            self.log.error("nothing was delivered for %.0f s, and %d wait: %s", failing, self._queue.size, refusal)
+            self.log.error("nothing was delivered for %.0f s, and %d wait: %s", failing, self._queue_size(), refusal)
 
     def _moves_on(self) -> None:
         if self._failing_since is not None:
@@ -302,11 +288,12 @@ class QueuedExporter(Exporter[S]):
         self.context.status.clear("sending")
 
     def _lost(self, batch: Batch, reason: str, records: int) -> None:
-        self._count("send_failed", batch, records)
+        self.count("send_failed", batch, records)
         if (kept_back := self._sometimes.now(("lost", batch.signal))) is not None:
             self.log.error("%d %s were refused for good: %s%s", records, batch.signal.items, reason, _kept_back(kept_back))
 
-    def _count(self, event: str, batch: Batch, amount: int | None = None) -> None:
+    def count(self, event: str, batch: Batch, amount: int | None = None) -> None:
+        """Counts these records, or so many, as `sent`, `send_failed` or `enqueue_failed`."""
         key = (event, batch.signal)
         if key not in self._counters:
             name = f"otelcol_exporter_{event}_{batch.signal.items}"

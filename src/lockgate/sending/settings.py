@@ -43,20 +43,23 @@ class QueueSettings(ComponentSettings):
     num_consumers: int = Field(10, gt=0)
     """Requests under way at the same time."""
     queue_size: int = Field(1000, gt=0)
-    """How much may wait or be under way, counted by `sizer`."""
+    """How much may wait or be under way, counted by `sizer`. With `storage`, in each of the exporter's pipelines."""
     sizer: Sizer = "requests"
     """What `queue_size` counts: batches, records or bytes of payload."""
     max_bytes: Size = Field(128 << 20, gt=0)
     """Bytes of payload in memory that may wait or be under way, whatever `sizer` counts: a thousand batches can be a gigabyte. With
-    `storage`, the most that is loaded from the queue at a time (never more than 16 MiB)."""
+    `storage`, the most that is loaded at a time (never more than 16 MiB), shared by the exporter's pipelines."""
     max_disk_bytes: Size = Field(1 << 30, ge=1 << 20)
-    """With `storage`: bytes that the queue may take on disk. `queue_size` bounds it as well."""
+    """With `storage`: bytes that a pipeline's queue may take on disk; of several exporters in it the smallest counts. `queue_size` bounds
+    it as well."""
     block_on_overflow: bool = True
-    """A full queue makes the pipeline wait; `false` refuses the batch with "queue full", to be tried again by whoever sent it."""
+    """A full queue makes the pipeline wait; `false` refuses the batch with "queue full", to be tried again by whoever sent it. With
+    `storage`, for all exporters that share the queue."""
     wait_for_result: bool = True
     """A batch in a memory queue counts as acknowledged when it is delivered; this is always so, and `false` gives a warning."""
     storage: str = ""
-    """A storage extension to keep the queue in. A batch is then acknowledged when it is on disk, and survives a restart."""
+    """A storage extension to keep the queue in. A batch is then acknowledged when it is on disk, and survives a restart. The exporters of a
+    pipeline that name the same one share a queue."""
     batch: BatchSettings | None = None
     """Merge waiting batches of the same signal and client."""
     stalled_after: Duration = Field(300.0, gt=0)
@@ -105,6 +108,9 @@ class SendingSettings(ComponentSettings):
     """The queue between the pipeline and the wire."""
     retry_on_failure: RetrySettings = RetrySettings()
     """Trying again what may pass later."""
+
+    def queued_in(self) -> str:
+        return self.sending_queue.storage if self.sending_queue.enabled else ""
 
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()

@@ -7,6 +7,7 @@ the lines. Equal events are skipped by their bytes. An overflow of the kernel's 
 import ctypes
 import errno
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterable
@@ -28,6 +29,14 @@ _LENGTH = struct.Struct("=12xI")
 _HEAD = struct.Struct("=iII")
 _READ_BYTES = 256 << 10
 _MAX_DIRECTORIES = 100_000
+_ROTATED = re.compile(r"(.+)\.\d{8}-\d{6}(?:\.gz)?")
+"""What a kubelet names a container's rotated log (pkg/kubelet/logs, container_log_manager); with .gz from the next rotation on."""
+
+
+def rotated_from(name: str) -> str | None:
+    """The name of the log that a file with this name was rotated from; None for any other name."""
+    found = _ROTATED.fullmatch(name)
+    return found[1] if found else None
 
 
 class Report(Protocol):
@@ -35,6 +44,9 @@ class Report(Protocol):
 
     def appeared(self, path: str, inode: int, matched: bool) -> bool:
         """A name that was not there, or now stands for another file; false where it should be told again at the next look."""
+
+    def rotated(self, path: str, inode: int, log: str) -> bool:
+        """As `appeared`, of a rotated file of the log whose path as matched is `log`."""
 
     def vanished(self, path: str) -> None:
         """A name that is no longer there."""
@@ -128,11 +140,18 @@ class Discovery:
     def follow_link(self, link: str, target: str) -> None:
         """The file behind this link lives in a directory that must be watched too."""
         directory, _, name = target.rpartition("/")
-        if directory not in self._directories:
+        entered = directory not in self._directories
+        if entered:
             self._enter(directory, frozenset())
+        known = self._directories.get(directory)
+        if known is None or link in (links := self._links.setdefault(directory, {}).setdefault(name, set())):
+            return
+        links.add(link)
+        rotated = [each for each in known.names if rotated_from(each) == name]
+        for each in rotated:
+            del known.names[each]  # now it is known whose they are
+        if entered or rotated:
             self._list(directory)
-        if directory in self._directories:
-            self._links.setdefault(directory, {}).setdefault(name, set()).add(link)
 
     def drain(self) -> Changes:
         """Everything that inotify has to say now."""
@@ -232,7 +251,8 @@ class Discovery:
             if directory.names.get(name) == inode and not (matched and entry.is_symlink()) and name not in self._links.get(path, ()):
                 names[name] = inode
                 continue
-            told = self._report.appeared(entry.path, inode, matched)
+            log = self._log_of(path, directory, entry) if not matched or name.endswith(".gz") else ""
+            told = self._report.rotated(entry.path, inode, log) if log else self._report.appeared(entry.path, inode, matched)
             for link in self._links.get(path, {}).get(name, ()):
                 told &= self._report.appeared(link, inode, True)
             if told:
@@ -242,6 +262,16 @@ class Discovery:
         for gone in set(directory.children).difference(children):
             self._leave(gone)
         directory.names, directory.children = names, tuple(children)
+
+    def _log_of(self, path: str, directory: _Directory, entry: "os.DirEntry[str]") -> str:
+        """The path, as matched, of the log that this file was rotated from; empty where it is none, or none that is meant."""
+        name = rotated_from(entry.name)
+        if name is None or self._patterns.excluded(entry.path):
+            return ""
+        log = f"{path.rstrip('/')}/{name}"
+        if self._patterns.step(directory.state, name)[1] and not self._patterns.excluded(log):
+            return log
+        return min(self._links.get(path, {}).get(name, ()), default="")
 
     def _is_directory(self, entry: "os.DirEntry[str]", state: State) -> bool:
         if not entry.is_symlink():

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from lockgate.tail.packed import Unpacked
 from lockgate.wire.parsed import Parsed
 
 ANCHOR_BYTES = 32
@@ -45,6 +46,7 @@ class Saved(msgspec.Struct, frozen=True):
     """What a checkpoint knows of a file."""
 
     key: str
+    """Of its life; empty where it had none yet."""
     device: int
     inode: int
     path: str
@@ -60,6 +62,19 @@ class Saved(msgspec.Struct, frozen=True):
     size: int
     """How large the file was seen to be."""
     lives: int
+    packed: bool = False
+    """Whether the file is the compressed form of the content that positions count in."""
+    done: bool = False
+    """Whether it was rotated and read to its end: that it goes is no loss."""
+    again: tuple[tuple[int, int], ...] = ()
+    """What was given back by a damaged queue and not taken again yet."""
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:12]
+
+
+NOTHING_READ = 0, digest(b"")
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +127,9 @@ class Followed:
     """Whether its present name is one that the patterns mean."""
     life: Life | None = None
     """None until the first line, or enough of it, is there to know it by."""
-    first: tuple[int, bytes] = (0, b"")
+    number: int = 0
+    """That of its next life."""
+    first: tuple[int, bytes] = NOTHING_READ
     size: int = 0
     """How large it was when last seen."""
     changed_nano: int = -1
@@ -124,6 +141,10 @@ class Followed:
     """When its last new byte was seen."""
     unread: bool = False
     """Whether bytes are left behind that make no whole record yet."""
+    pending_lines: int = 0
+    """How many lines of them wait to be joined."""
+    unpacked: Unpacked | None = None
+    """Set where the file is compressed: positions and sizes are those of its content."""
     open_group: bool = False
     """Whether they are whole lines of a record whose last line is still to come, perhaps in the file that takes this one's place."""
 
@@ -131,12 +152,19 @@ class Followed:
     def identity(self) -> tuple[int, int]:
         return self.device, self.inode
 
-    def saved(self) -> Saved | None:
-        if self.life is None:
-            return None
-        position, skipping, anchor = self.life.taken
+    def pread(self, size: int, position: int) -> bytes:
+        return os.pread(self.descriptor, size, position) if self.unpacked is None else self.unpacked.pread(size, position)
+
+    def pread_head(self, size: int) -> bytes:
+        """The first bytes; nothing of a compressed file, which would have to begin again for them."""
+        return b"" if self.unpacked is not None else os.pread(self.descriptor, size, 0)
+
+    def saved(self) -> Saved:
+        """What is known of it; without a key while it has no life."""
+        life = self.life or Life("", self.number)
+        position, skipping, anchor = life.taken
         return Saved(
-            self.life.key,
+            life.key,
             self.device,
             self.inode,
             self.path,
@@ -146,21 +174,28 @@ class Followed:
             anchor,
             self.first,
             self.size,
-            self.life.number,
+            life.number,
+            self.unpacked is not None,
         )
 
 
-def first_bytes(descriptor: int, size: int) -> tuple[int, bytes]:
-    """How many first bytes there are, up to `size`, and their digest."""
-    content = os.pread(descriptor, size, 0)
+def identity_of(content: bytes) -> tuple[int, bytes]:
+    """How many first bytes these are, and their digest."""
     return len(content), digest(content)
-
-
-def digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:12]
 
 
 def life_key(device: int, inode: int, first_line: bytes, number: int) -> str:
     """A name for this content that every process gives it again."""
     suffix = f".{number}" if number else ""
-    return f"{device:x}-{inode:x}-{digest(first_line).hex()[:16]}{suffix}"
+    return f"{device:x}-{inode:x}-{line_digest(first_line)}{suffix}"
+
+
+def line_digest(first_line: bytes) -> str:
+    """The part of a life's key that is the same for a compressed copy of it."""
+    return digest(first_line).hex()[:16]
+
+
+def parts_of(key: str) -> tuple[str, str, int]:
+    """Of a life's key: without its number, its first line's digest, its number."""
+    base, _, number = key.partition(".")
+    return base, base.rpartition("-")[2], int(number or 0)

@@ -11,7 +11,7 @@ positions pass it only when it is taken.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,8 @@ from lockgate.tail.follow import Saved
 from lockgate.tail.tailer import Round, Tailer
 
 _MAX_NAMED_PROBLEMS = 20
+_BLOCKED_SECONDS = 1.0
+"""How often is looked while nothing may be read. A kubelet, which looks every ten seconds, deletes a file after several rotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Rounds:
         *,
         owner: str,
         storage: Storage | None,
+        saved: Callable[[Mapping[str, int]], None] = lambda positions: None,
         clock: Clock,
         status: Status,
         log: logging.Logger,
@@ -68,6 +71,8 @@ class Rounds:
         self._storage, self._clock, self._status, self._log = storage, clock, status, log
         self.limits = limits or Limits()
         self._after_look = after_look
+        self._saved_positions = saved
+        self._given_back: list[tuple[str, int, int]] = []
         self._wake = asyncio.Event()
         self._room = asyncio.Condition()
         self._using = asyncio.Lock()
@@ -77,6 +82,8 @@ class Rounds:
         self._reading: asyncio.Task[None] | None = None
         self._named: set[str] = set()
         self._changed = False
+        self.left: list[Saved] | None = None
+        """Once stopped: where to go on."""
         self.rounds_under_way = 0
         self.bytes_under_way = 0
         self.dropped = 0
@@ -84,10 +91,12 @@ class Rounds:
 
     async def start(self) -> None:
         """Looks once, so that what cannot be read is known before anything runs; then reads in the background."""
-        await self._deliver_soon(await self._collect())
+        found = await self._collect()
+        # Which files are there is known before anything of them is delivered, and so what is new after a kill.
+        await self._save_now()
+        await self._deliver_soon(found)
         self._reading = self._spawn(self._read(), "read")
-        if self._storage is not None:
-            self._spawn(self._keep_saving(), "checkpoints")
+        self._spawn(self._keep_saving(), "checkpoints")
 
     async def stop(self) -> None:
         """Stops reading, waits for what is under way, saves. Cancelled, it saves what was taken until then."""
@@ -103,9 +112,15 @@ class Rounds:
         finally:
             self._remove_reader()
             if self._job is None or self._job.done():  # else the stop was cancelled, and a thread still uses the tailer
-                if self._storage is not None:
-                    self._save(self._tailer.snapshot())
+                self._tailer.give_back(self._given_back)
+                self.left = self._tailer.snapshot()
+                self._tell_saved(self.left, self._save(self.left))
                 self._tailer.close()
+
+    def give_back(self, origins: Iterable[Origin]) -> None:
+        """A queue lost these ranges: they are read again."""
+        self._given_back.extend((origin.source.rpartition(":")[2], origin.start, origin.end) for origin in origins)
+        self._wake.set()
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
@@ -123,14 +138,22 @@ class Rounds:
             began = loop.time()
             found = await self._collect()
             await self._deliver_soon(found)
-            async with self._room:
-                await self._room.wait_for(
-                    lambda: (
-                        self._stopping or (self.rounds_under_way < self.limits.max_rounds and self.bytes_under_way < self.limits.max_bytes)
-                    )
-                )
+            while not await self._has_room():
+                await self._with_tailer(self._tailer.look)
+                self._report()
             if not found.more:
                 await self._wait(began)
+
+    async def _has_room(self) -> bool:
+        """Waits until another round may be under way; False where that takes long."""
+        limits = self.limits
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BLOCKED_SECONDS), self._room:
+                await self._room.wait_for(
+                    lambda: self._stopping or (self.rounds_under_way < limits.max_rounds and self.bytes_under_way < limits.max_bytes)
+                )
+                return True
+        return False
 
     async def _wait(self, began: float) -> None:
         """Until something is to be read, and not before the pace allows."""
@@ -138,7 +161,7 @@ class Rounds:
         poll = self._tailer.options.poll_seconds
         due = max(0.0, self._tailer.next_look() - self._clock.monotonic())
         self._wake.clear()
-        if self._stopping:
+        if self._stopping or self._given_back:
             return
         watching = self._watch()
         with contextlib.suppress(TimeoutError):
@@ -168,7 +191,13 @@ class Rounds:
             self._watched = -1
 
     async def _collect(self) -> Round:
-        found: Round = await self._with_tailer(self._tailer.collect, self.limits.round_bytes, self.limits.round_records)
+        back, self._given_back = self._given_back, []
+
+        def collect() -> Round:
+            self._tailer.give_back(back)
+            return self._tailer.collect(self.limits.round_bytes, self.limits.round_records)
+
+        found: Round = await self._with_tailer(collect)
         self._report()
         self._after_look()
         return found
@@ -176,14 +205,18 @@ class Rounds:
     # Delivering.
 
     async def _deliver_soon(self, found: Round) -> None:
+        for range_ in found.passed:
+            range_.take()
+        self._changed = self._changed or bool(found.passed or found.ranges)
         if not found.ranges:
             return
-        self._changed = True
         if not found.records:
             for range_ in found.ranges:
                 range_.take()
             return
-        origins = tuple(Origin(f"{self._owner}:{range_.life.key}", range_.start, range_.end) for range_ in found.ranges)
+        origins = tuple(
+            Origin(f"{self._owner}:{range_.life.key}", range_.start, range_.end, range_.lines, range_.records) for range_ in found.ranges
+        )
         batch_id = derived_id(*(f"{origin.source}:{origin.start}-{origin.end}" for origin in origins))
         batch = Batch(Signal.LOGS, b"".join(found.payloads), found.records, batch_id, origins=origins)
         found.payloads.clear()
@@ -231,7 +264,9 @@ class Rounds:
     # Telling.
 
     def _report(self) -> None:
-        """What cannot be read goes to the log once, and into the status as long as it lasts."""
+        """What cannot be read goes to the log once, and into the status as long as it lasts; what was lost, to the log."""
+        while self._tailer.losses:
+            self._log.error("%s", self._tailer.losses.popleft())
         problems = self._tailer.problems
         gone = self._named - problems.keys()
         for path in gone:
@@ -263,11 +298,22 @@ class Rounds:
             await self._clock.sleep(self.limits.save_seconds)
             if not self._changed or self._stopping:
                 continue
-            self._changed = False
-            await self._in_thread(self._save, await self._with_tailer(self._tailer.snapshot))
+            await self._save_now()
 
-    def _save(self, entries: list[Saved]) -> None:
-        assert self._storage is not None
+    async def _save_now(self) -> None:
+        self._changed = False
+        entries: list[Saved] = await self._with_tailer(self._tailer.snapshot)
+        self._tell_saved(entries, await self._in_thread(self._save, entries))
+
+    def _tell_saved(self, entries: list[Saved], is_saved: bool) -> None:
+        """Queues need not remember what is saved here; without a storage nothing is, but what is gone is."""
+        if is_saved or self._storage is None:
+            positions = {f"{self._owner}:{entry.key}": entry.position if is_saved else 0 for entry in entries if entry.key}
+            self._saved_positions(positions)
+
+    def _save(self, entries: list[Saved]) -> bool:
+        if self._storage is None:
+            return False
         try:
             self._storage.save(encode(entries))
         except OSError as error:
@@ -276,8 +322,9 @@ class Rounds:
             if "checkpoint" not in self._status.blocked:
                 self._log.error("%s", reason)
             self._status.block(reason, "checkpoint")
-        else:
-            self._status.clear("checkpoint")
+            return False
+        self._status.clear("checkpoint")
+        return True
 
 
 class _Checkpoint(msgspec.Struct):

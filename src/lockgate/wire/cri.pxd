@@ -19,7 +19,7 @@ cdef class _Chunk:
     cdef bytearray buffer
     cdef unsigned char* out
     cdef Py_ssize_t begin, o
-    cdef long long records, lines, joined, empty, malformed, truncated, partial, consumed
+    cdef long long records, lines, joined, empty, malformed, truncated, partial, consumed, pending
     cdef int left
     # The line.
     cdef unsigned long long time

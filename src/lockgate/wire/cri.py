@@ -68,7 +68,7 @@ class _Chunk:
         self.flush_groups, self.flush_line = bool(flags & FLUSH_GROUPS), bool(flags & FLUSH_LINE)
         self.trim_leading, self.trim_trailing = bool(flags & TRIM_LEADING), bool(flags & TRIM_TRAILING)
         self.records = self.lines = self.joined = self.empty = self.malformed = self.truncated = self.partial = self.consumed = 0
-        self.left = 0
+        self.left = self.pending = 0
         self.time = self.tag = self.tag_end = self.start = self.end = self.stream = 0
         self.is_part = self.is_escaped = False
         self.second_at = -1
@@ -86,7 +86,7 @@ class _Chunk:
     def parsed(self) -> Parsed:
         payload = bytes(memoryview(self.buffer)[self.begin : self.o]) if self.records else b""
         counts = (self.records, self.lines, self.joined, self.empty, self.malformed, self.truncated, self.partial)
-        return Parsed(payload, *counts, self.consumed, Left(self.left))
+        return Parsed(payload, *counts, self.consumed, Left(self.left), self.pending)
 
     # --- Headers: what a line says ------------------------------------------------------------------------------------------------------
     # True where the line is in the format; then time, stream, tag..tag_end, start..end (the body), is_part and is_escaped are set.
@@ -317,7 +317,9 @@ class _Chunk:
             self.close(first, True)
             self.close(1 - first, True)
             return
+        self.pending = self.lines - self.empty
         (self.o, self.consumed, self.records, self.lines, self.joined, self.empty, self.malformed, self.truncated) = self.undo
+        self.pending -= self.lines - self.empty
         self.left = 2
 
     def plain(self, start: int, end: int) -> None:

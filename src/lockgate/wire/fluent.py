@@ -50,9 +50,8 @@ class Framer:
         """Bytes of a message whose end has not come yet."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that these bytes complete. Raises DecodeError for what is no message, or too long a one."""
-        messages = []
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The messages that these bytes complete. Raises DecodeError for what is no message, or too long a one, behind those before it."""
         self._buffer += data
         self._scanner.feed(data)
         while self._buffer:
@@ -68,11 +67,11 @@ class Framer:
             self._cut += length
             if length > self._max:
                 break
-            messages.append(bytes(self._buffer[:length]))
+            message = bytes(self._buffer[:length])
             del self._buffer[:length]
+            yield message
         if len(self._buffer) > self._max:
             raise DecodeError(f"a message has more than the {self._max} bytes that are accepted")
-        return messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +140,14 @@ def acknowledgement(chunk: bytes) -> bytes:
 
 
 def requests(messages: list[Message], observed_unix_nano: int, max_bytes: int) -> Iterator[bytes]:
-    """The records of these messages (inflated) as export requests of about `max_bytes` each, in order. Raises DecodeError."""
+    """The records of these messages (inflated) as export requests of about `max_bytes` each, in order. Raises DecodeError, behind those of
+    the messages before the faulty one."""
     keys: dict[bytes, bytes] = {}
     observed = b"\x59" + struct.pack("<Q", observed_unix_nano)
     held: list[bytes] = []
     size = 0
     for message in messages:
+        complete = len(held)  # records of messages before this one
         tag = b"\x32" + _length(_key(b"fluent.tag", keys) + _delimited(b"\x12", _text(message.tag)))
         try:
             for record in _records(message, keys):
@@ -155,10 +156,12 @@ def requests(messages: list[Message], observed_unix_nano: int, max_bytes: int) -
                 size += len(fields)
                 if size >= max_bytes:
                     yield _request(held)
-                    held, size = [], 0
-        except DecodeError:
-            raise
+                    held, size, complete = [], 0, 0
         except (ValueError, IndexError, struct.error, msgpack.UnpackException) as error:
+            if complete:
+                yield _request(held[:complete])
+            if isinstance(error, DecodeError):
+                raise
             raise DecodeError(f"malformed entries: {error or type(error).__name__}") from error
     if held:
         yield _request(held)

@@ -9,7 +9,7 @@ cdef class _Request:
     cdef bytes payload, kinds
     cdef Bytes src, table
     cdef unsigned long long number
-    cdef long long records
+    cdef long long records, messages
     cdef int reason, message, key_value
     cdef long long[::1] seen
     cdef Py_ssize_t where
@@ -17,5 +17,5 @@ cdef class _Request:
     @cython.locals(byte="unsigned long long", shift=int)
     cdef Py_ssize_t varint(self, Py_ssize_t at, Py_ssize_t end, int longest) noexcept nogil
     cdef bint fail(self, int reason, Py_ssize_t where, int message) noexcept nogil
-    @cython.locals(tag="unsigned long long", size="long long", stop=Py_ssize_t, kind=int, wire=int, inner=int, slot=Py_ssize_t)
+    @cython.locals(tag="unsigned long long", size="long long", stop=Py_ssize_t, kind=int, wire=int, inner=int, slot=Py_ssize_t, before="long long")
     cdef bint walk(self, Py_ssize_t at, Py_ssize_t end, int message, int depth) noexcept nogil

@@ -4,8 +4,8 @@
 
 Accepts what protobuf's own parser (upb) accepts, but for three things that the OpenTelemetry Collector's unmarshaller (pdata) refuses as
 well, or that nobody writes: a known field with another wire type (upb keeps it as unknown), a trace or span id of another length than 16
-or 8 (or 0), and groups (wire types 3 and 4), which proto3 does not have. Unknown fields are skipped. Messages nest 100 deep, as in
-protobuf.
+or 8 (or 0), and groups (wire types 3 and 4), which proto3 does not have; and for one that would take too much memory: more than 2^21
+messages in one request. Unknown fields are skipped. Messages nest 100 deep, as in protobuf.
 """
 
 from __future__ import annotations
@@ -132,6 +132,9 @@ def _flat() -> bytes:
 
 _TABLE: bytes = _flat()
 
+_MOST_MESSAGES = 1 << 21
+"""Two bytes may be a log record, which takes upb 130 where somebody looks into it. Requests of some 50 MB have so many."""
+
 # Why bytes are refused.
 _REASONS = (
     "",
@@ -146,6 +149,7 @@ _REASONS = (
     "a trace id that is not 16 bytes long",
     "a span id that is not 8 bytes long",
     "a packed field that does not hold whole numbers",
+    f"more than {_MOST_MESSAGES} records, attributes and values; send smaller requests",
 )
 
 
@@ -155,10 +159,10 @@ class _Request:
     def __init__(self, payload: bytes) -> None:
         self.payload, self.kinds = bytes(payload), _TABLE
         self.src, self.table = self.payload, self.kinds
-        self.records = self.reason = self.where = self.message = 0
+        self.records = self.messages = self.reason = self.where = self.message = 0
         self.key_value = _KEY_VALUE
-        self.seen = array("q", [-1]) * (2 * _SLOTS)
-        """Sizes and positions of valid attributes of records, by the size's last bits: most come again with the next record."""
+        self.seen = array("q", [-1]) * (3 * _SLOTS)
+        """Size, position and messages of valid attributes of records, by the size's last bits: most come again with the next record."""
 
     def varint(self, at: int, end: int, longest: int) -> int:
         """The position behind the varint there, or -1; `number` its value. Of a tenth byte only the lowest bit counts, as in upb."""
@@ -180,6 +184,9 @@ class _Request:
         """One message; recursion is bounded by depth."""
         src, table = self.src, self.table
         self.records += message >= 3 and message <= 8
+        self.messages += 1
+        if self.messages > 2097152:  # _MOST_MESSAGES
+            return self.fail(12, at, message)
         while at < end:
             start = at
             tag = src[at]
@@ -211,12 +218,18 @@ class _Request:
                         return self.fail(8, start, message)
                     inner = table[64 * message + 32 + tag]
                     if inner == self.key_value and message >= 3 and message <= 8:
-                        slot = 2 * (size & 15)  # _SLOTS
-                        if self.seen[slot] != size or not same(src, self.seen[slot + 1], at, size):
+                        slot = 3 * (size & 15)  # _SLOTS
+                        if self.seen[slot] == size and same(src, self.seen[slot + 1], at, size):
+                            self.messages += self.seen[slot + 2]
+                            if self.messages > 2097152:  # _MOST_MESSAGES
+                                return self.fail(12, start, message)
+                        else:
+                            before = self.messages
                             if not self.walk(at, stop, inner, depth + 1):
                                 return False
                             self.seen[slot] = size
                             self.seen[slot + 1] = at
+                            self.seen[slot + 2] = self.messages - before
                     elif not self.walk(at, stop, inner, depth + 1):
                         return False
                 elif kind == 2:

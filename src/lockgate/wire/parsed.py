@@ -44,3 +44,5 @@ class Parsed(NamedTuple):
     consumed: int
     """Bytes; what is behind them has not been looked at, or was undone."""
     left: Left
+    pending: int = 0
+    """Lines behind `consumed` that were undone, because a record among them waits for its last part; without empty ones."""

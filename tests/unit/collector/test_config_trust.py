@@ -10,7 +10,7 @@ MUTUAL = """
 receivers: {{otlp: {{protocols: {{http: {{}}}}}}}}
 exporters: {{otlphttp: {{endpoint: "http://a:1"{tls}}}, debug: {{}}}}
 service:
-  trust: {{mutual_tls: {{directory: "{directory}", components: [receivers/otlp, {components}]}}}}
+  trust: {{mutual_tls: {{directory: "{directory}", components: {{receivers/otlp: true, debug: false, {components}: true}}}}}}
   pipelines: {{logs: {{receivers: [otlp], exporters: [otlphttp, debug]}}}}
 """
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from support import FakeHost, context
 
 from lockgate.net.grpc import _Http2
-from lockgate.net.grpc_server import Call, GrpcServer, Method, unary
+from lockgate.net.grpc_server import FAREWELL, Call, GrpcServer, Method, unary
 from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.pipeline.contract import Extension, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
@@ -255,6 +255,24 @@ async def test_leaving_lets_requests_finish_and_sends_clients_elsewhere() -> Non
         await asyncio.wait_for(leaving, 5)
 
 
+async def test_a_request_that_was_on_its_way_when_the_server_stops_is_answered() -> None:
+    async def handle(message: bytes, call: Call) -> bytes:
+        return b"done"
+
+    async with serving(handle) as server, raw(server) as peer:
+        while not server.connections:
+            await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(server.__aexit__())
+        while not stopping.done() and not server.stopping:
+            await asyncio.sleep(0)
+        stream = peer.request()
+        peer.data(stream, b"\0\0\0\0\1x", end=True)
+        assert (await peer.headers(stream))["grpc-status"] == "0"
+        while await peer.read():
+            pass
+        await stopping
+
+
 async def test_a_request_reset_in_one_read_while_leaving_ends_no_other() -> None:
     started, go = asyncio.Event(), asyncio.Event()
 
@@ -272,6 +290,7 @@ async def test_a_request_reset_in_one_read_while_leaving_ends_no_other() -> None
         assert (await peer.headers(second))["grpc-status"] == "0"
         [connection] = server.connections
         connection.say_goaway()
+        connection.answered(FAREWELL)
         late = HeadersFrame(5, data=peer.h2.encoder.encode(HEADERS), flags=["END_HEADERS"])
         peer.writer.write(late.serialize() + RstStreamFrame(5, error_code=8).serialize())
         pinged = PingFrame(0, opaque_data=b"12345678")
@@ -281,8 +300,8 @@ async def test_a_request_reset_in_one_read_while_leaving_ends_no_other() -> None
         go.set()
         assert (await peer.headers(first))["grpc-status"] == "0"
         # What was answered is not to be sent elsewhere, though it is not under way any more.
-        [goaway] = [event for event in peer.events if isinstance(event, ConnectionTerminated)]
-        assert goaway.last_stream_id == second
+        said = [event.last_stream_id for event in peer.events if isinstance(event, ConnectionTerminated)]
+        assert said == [2**31 - 1, second]
 
 
 async def test_leaving_that_is_cancelled_at_once_closes_all_the_same() -> None:

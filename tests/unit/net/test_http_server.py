@@ -102,6 +102,19 @@ async def test_a_body_that_does_not_come_in_time_is_408_and_gives_its_bytes_back
         assert sluice.server.budget.used == 0
 
 
+async def test_a_client_that_is_gone_in_mid_body_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (sluice, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", sluice.server.port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        async with asyncio.timeout(5):
+            while sluice.server.budget.used != 1000:
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+            while sluice.server.budget.used:
+                await asyncio.sleep(0.01)
+    assert "fault" not in caplog.text
+
+
 async def test_an_idle_connection_is_closed() -> None:
     async with serving(idle_timeout="50ms") as (sluice, _):
         async with asyncio.timeout(2):
@@ -266,3 +279,22 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 def test_needs_name_the_port() -> None:
     assert list(HttpServerSettings(endpoint=":4318").needs()) == [Listen("", 4318, "requests over HTTP")]
+
+
+async def test_a_client_that_has_just_connected_when_the_server_stops_is_answered_and_an_idle_one_does_not_hold_it_up() -> None:
+    async with serving() as (sluice, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", sluice.server.port)
+        answered = await post(sluice.server.port, b"over another connection")
+        assert answered[0] == 200
+        stopping = asyncio.ensure_future(sluice.server.stop())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        writer.write(HEAD + b"Content-Length: 1\r\n\r\nx")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+        await asyncio.wait_for(stopping, 5)
+        writer.close()
+    async with serving() as (sluice, _):
+        _, silent = await asyncio.open_connection("127.0.0.1", sluice.server.port)
+        await asyncio.wait_for(sluice.server.stop(), 5)
+        silent.close()

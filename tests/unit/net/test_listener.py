@@ -1,11 +1,18 @@
-"""Closing a listener at the worst moments."""
+"""Closing a listener at the worst moments, and opening it again while clients knock."""
 
 import asyncio
+import errno
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
+from support import FakeHost, context
+from support.process import free_port
 
-from lockgate.net import listener
+from lockgate.collector.host import ProgramHost
+from lockgate.kit.clock import SystemClock
+from lockgate.net.listener import UNIX, Address, Listener
 
 
 class Made(asyncio.Protocol):
@@ -19,25 +26,80 @@ class Made(asyncio.Protocol):
         transport.close()
 
 
+ANY_PORT = Address("127.0.0.1", 0)
+
+
+async def opened(made: list[Made], host: Any, address: Address = ANY_PORT) -> Listener:
+    async def serve(listening: socket.socket) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(lambda: Made(made), sock=listening)
+
+    listener = Listener()
+    await listener.open(context(host=host), address, serve)
+    return listener
+
+
 async def test_a_connection_accepted_in_the_turn_of_closing_is_made() -> None:
     made: list[Made] = []
-    server = await asyncio.get_running_loop().create_server(lambda: Made(made), "127.0.0.1", 0)
-    with socket.create_connection(server.sockets[0].getsockname()):
+    listener = await opened(made, FakeHost())
+    with socket.create_connection(("127.0.0.1", listener.port)):
         while not any("_accept_connection2" in repr(task) for task in asyncio.all_tasks()):
             await asyncio.sleep(0)
         assert not made
-        await listener.close(server)
+        await listener.close()
         assert len(made) == 1
 
 
 async def test_closing_that_is_cancelled_leaves_no_socket_open() -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Made([]), "127.0.0.1", 0)
-    address = server.sockets[0].getsockname()
-    closing = asyncio.ensure_future(listener.close(server))
+    listener = await opened([], FakeHost())
+    address = "127.0.0.1", listener.port
+    closing = asyncio.ensure_future(listener.close())
     await asyncio.sleep(0)
-    assert server.sockets
+    socket.create_connection(address).close()
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+@pytest.fixture
+def keeping() -> ProgramHost:
+    host = ProgramHost(SystemClock())
+    host.keeps = lambda key: isinstance(key, Address)
+    return host
+
+
+async def test_who_connects_between_two_servers_is_served_by_the_second(keeping: ProgramHost) -> None:
+    made: list[Made] = []
+    address = Address("127.0.0.1", free_port())
+    first = await opened(made, keeping, address)
+    await first.close()
+    with socket.create_connection(("127.0.0.1", address.port), 5) as client:
+        assert not made
+        second = await opened(made, keeping, address)
+        client.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    assert len(made) == 1
+    await second.close()
+    await keeping.end_unused()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", address.port))
+
+
+async def test_a_unix_socket_is_kept_as_well_and_removed_in_the_end(keeping: ProgramHost, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first = await opened([], keeping, Address(str(path), UNIX))
+    await first.close()
+    assert path.is_socket()
+    await keeping.end_unused()
+    assert not path.exists()
+
+
+async def test_an_address_that_another_listens_at_is_refused(keeping: ProgramHost) -> None:
+    address = Address("127.0.0.1", free_port())
+    first = await opened([], keeping, address)
+    with pytest.raises(OSError) as refused:
+        await opened([], keeping, address)
+    assert refused.value.errno == errno.EADDRINUSE
+    socket.create_connection(("127.0.0.1", address.port)).close()
+    await first.close()

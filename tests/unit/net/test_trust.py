@@ -210,7 +210,7 @@ def test_a_components_own_proxy_wins_and_without_the_services_the_environments_i
     assert under(OtlpExporterSettings(endpoint=target), TrustSettings()).proxy == URL("http://environment:1")
 
 
-MUTUAL = MutualTlsSettings(directory="/mtls", components=("x",))
+MUTUAL = MutualTlsSettings(directory="/mtls", components={"x": True})
 
 
 def test_mutual_tls_secures_every_listener_and_client_of_a_component() -> None:

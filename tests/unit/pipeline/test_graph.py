@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 from support import context
 
 from lockgate.pipeline.contract import Component, Exporter, Kind
-from lockgate.pipeline.graph import running
+from lockgate.pipeline.graph import leave
 from lockgate.pipeline.needs import ComponentSettings
 
 
@@ -39,6 +41,16 @@ class Part(Exporter[ComponentSettings]):
             await asyncio.Event().wait()
         if self.fails == "stop":
             raise OSError(f"{self.name} cannot stop")
+
+
+@asynccontextmanager
+async def running(components: Sequence[Part], drain_seconds: float) -> AsyncIterator[None]:
+    try:
+        for component in components:
+            await component.__aenter__()
+        yield
+    finally:
+        await leave(components, drain_seconds)
 
 
 def leaves(error: BaseException) -> list[str]:

@@ -8,7 +8,19 @@ import pytest
 
 from lockgate.kit.settings import Settings
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
-from lockgate.pipeline.needs import ComponentSettings, Connect, Listen, Need, Read, followed, name_resolution
+from lockgate.pipeline.needs import (
+    ComponentSettings,
+    Connect,
+    Exec,
+    Kubernetes,
+    Listen,
+    Need,
+    Read,
+    Write,
+    followed,
+    is_covered,
+    name_resolution,
+)
 
 
 class Server(ComponentSettings):
@@ -117,3 +129,61 @@ def test_a_followed_file_is_its_directory_and_where_links_lead_out_of_it(tmp_pat
     assert list(followed(f"{mount}/token", "why")) == [Read(str(mount), "why")]
     assert list(followed(f"{mount}/ca.pem", "why")) == [Read(str(mount), "why"), Read(str(other), "why")]
     assert list(followed(f"{mount}/later", "why")) == [Read(str(mount), "why")]
+
+
+GRANTED: list[Need] = [
+    Listen("127.0.0.1", 4318, "here"),
+    Listen("", 4317, "everywhere"),
+    Listen("0.0.0.0", 24321, "every IPv4 address"),
+    Connect("Collector.example.", 443, "there"),
+    Read("/var/log/pods", "logs"),
+    Write("/var/lib/lockgate", "state"),
+    Exec("/usr/bin/python3", "pods"),
+    Kubernetes(("get", "list"), "", "pods", "pods"),
+    Kubernetes(("watch",), "", "pods", "pods of one namespace", "shop"),
+]
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        Listen("127.0.0.1", 4318, "for another reason"),
+        Listen("::1", 4317, ""),
+        Listen("localhost", 4317, ""),
+        Listen("10.0.0.1", 24321, ""),
+        Connect("collector.example", 443, ""),
+        Read("/var/log/pods", ""),
+        Read("/var/log/pods/a/../b", ""),
+        Read("/var/lib/lockgate/queue", "what may be written may be read"),
+        Write("/var/lib/lockgate/other", ""),
+        Exec("/usr/bin/python3", ""),
+        Kubernetes(("list",), "", "pods", "", "shop"),
+        Kubernetes(("get", "list", "watch"), "", "pods", "", "shop"),
+    ],
+)
+def test_what_is_granted_covers_the_same_and_what_is_within_it(need: Need) -> None:
+    assert is_covered(need, GRANTED)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        Listen("", 4318, "everywhere is more than here"),
+        Listen("127.0.0.2", 4318, ""),
+        Listen("127.0.0.1", 4318, "", "udp"),
+        Listen("127.0.0.1", 0, "any port is not this one"),
+        Listen("::1", 24321, ""),
+        Connect("collector.example", 80, ""),
+        Connect("other.example", 443, ""),
+        Read("/var/log", "above"),
+        Read("/var/log/pods/../secrets", ""),
+        Read("/var/log/pods2", "begins alike"),
+        Write("/var/log/pods", "what may be read may not be written"),
+        Exec("/bin/sh", ""),
+        Kubernetes(("watch",), "", "pods", "", "other"),
+        Kubernetes(("list",), "", "pods/log", ""),
+        Kubernetes(("list",), "apps", "pods", ""),
+    ],
+)
+def test_what_is_granted_covers_nothing_else(need: Need) -> None:
+    assert not is_covered(need, GRANTED)

@@ -5,17 +5,20 @@ import os
 import resource
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import FakeHost, context, logs
 
-from lockgate.batch import Batch
+from lockgate.batch import Batch, Origin, Signal, merge
 from lockgate.components.extensions.file_storage import FileStorageExtension, FileStorageSettings
+from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import Context, Custody, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.sending.durable import PipelineQueue
 from lockgate.sending.exporter import QueuedExporter, Rejected
 from lockgate.sending.settings import SendingSettings
 
@@ -55,16 +58,34 @@ class ScriptedExporter(QueuedExporter[SendingSettings]):
 
 
 @asynccontextmanager
-async def exporting(directory: Path, server: Server, **queue: Any) -> AsyncIterator[tuple[ScriptedExporter, Context]]:
+async def exporting(directory: Path, server: Server, /, **queue: Any) -> AsyncIterator[tuple[PipelineQueue, Context]]:
+    """A pipeline's queue with the exporter `out` behind it."""
+    async with exporting_to(directory, {"out": server}, **queue) as (shared, of):
+        yield shared, of
+
+
+@asynccontextmanager
+async def exporting_to(directory: Path, servers: dict[str, Server], /, **queue: Any) -> AsyncIterator[tuple[PipelineQueue, Context]]:
+    """A pipeline's queue with these exporters behind it; settings of one alone stand under its name."""
     retry = {"initial_interval": "10ms", "max_interval": "20ms"} | queue.pop("retry_on_failure", {})
     storage = FileStorageExtension(FileStorageSettings(directory=str(directory), fsync=queue.pop("fsync", False)), context("file_storage"))
+    own = {name: queue.pop(name, {}) for name in servers}
     async with storage:
         of = context("out", Kind.EXPORTER, host=FakeHost({"file_storage": storage}))
-        settings = {"sending_queue": {"storage": "file_storage", "num_consumers": 1} | queue, "retry_on_failure": retry}
-        exporter = ScriptedExporter(SendingSettings.model_validate(settings), of)
-        exporter.server = server
-        async with asyncio.timeout(20), exporter:
-            yield exporter, of
+        exporters = []
+        for name, server in servers.items():
+            sending = {"storage": "file_storage", "num_consumers": 1} | queue | own[name]
+            settings = SendingSettings.model_validate({"sending_queue": sending, "retry_on_failure": retry})
+            exporters.append(exporter := ScriptedExporter(settings, replace(of, id=name)))
+            exporter.server = server
+        shared = PipelineQueue(of, "file_storage")
+        for exporter in exporters:
+            shared.attach(exporter)
+        async with asyncio.timeout(20), AsyncExitStack() as stack:
+            await stack.enter_async_context(shared)
+            for exporter in exporters:
+                await stack.enter_async_context(exporter)
+            yield shared, of
 
 
 async def until(true: Any) -> None:
@@ -78,7 +99,7 @@ def a_batch(number: int, size: int = 20) -> Batch:
 
 
 def queue_directory(directory: Path) -> Path:
-    return directory / "exporters~002Fout" / "queue"
+    return directory / "queue~002Ftest" / "queue"
 
 
 async def test_a_batch_is_acknowledged_before_it_is_delivered_and_sent_after_a_restart_in_order_with_its_id(tmp_path: Path) -> None:
@@ -89,7 +110,7 @@ async def test_a_batch_is_acknowledged_before_it_is_delivered_and_sent_after_a_r
             await exporter.consume(batch)
         await until(lambda: server.attempts)
         assert of.metrics.value("otelcol_exporter_queue_size", exporter="out") == 5
-        assert of.metrics.value("lockgate_queue_disk_bytes", exporter="out") > 0
+        assert of.metrics.value("lockgate_queue_disk_bytes", pipeline="test") > 0
     async with exporting(tmp_path, server := Server()) as (_, of):
         await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
     assert server.sent == batches
@@ -97,7 +118,7 @@ async def test_a_batch_is_acknowledged_before_it_is_delivered_and_sent_after_a_r
         await exporter.consume(last := a_batch(9))
         await until(lambda: server.sent)
     assert server.sent == [last]
-    assert [path.suffix for path in queue_directory(tmp_path).iterdir()] == []
+    assert {path.suffix for path in queue_directory(tmp_path).iterdir()} == {".notes"}
 
 
 async def test_a_backlog_is_sent_in_order_with_little_of_it_in_memory(tmp_path: Path) -> None:
@@ -106,12 +127,12 @@ async def test_a_backlog_is_sent_in_order_with_little_of_it_in_memory(tmp_path: 
         server.open.clear()
         await asyncio.gather(*map(exporter.consume, batches[:40]))
         await until(lambda: server.under_way)
-        durable = exporter._durable
-        assert durable is not None and durable._loaded < 15_000
+        (cursor,) = exporter._cursors
+        assert cursor.loaded < 15_000
         server.open.set()
         await asyncio.gather(*map(exporter.consume, batches[40:]))
         await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
-        assert durable._loaded == 0
+        assert cursor.loaded == 0
     assert server.ids == [batch.id for batch in batches]
 
 
@@ -153,7 +174,7 @@ async def test_a_full_queue_makes_its_callers_wait_also_after_a_restart(tmp_path
     size = 500_000 if "max_disk_bytes" in bound else 1000
     taken = 0
 
-    async def feed(exporter: ScriptedExporter) -> None:
+    async def feed(exporter: PipelineQueue) -> None:
         nonlocal taken
         for number in range(8):
             await exporter.consume(a_batch(number, size))
@@ -311,7 +332,7 @@ async def test_a_full_disk_loses_nothing_gives_space_back_and_goes_on(small_disk
     batches = [a_batch(number, 100_000) for number in range(60)]
     refused = 0
 
-    async def feed(exporter: ScriptedExporter) -> None:
+    async def feed(exporter: PipelineQueue) -> None:
         nonlocal refused
         for batch in batches:
             while True:
@@ -332,3 +353,120 @@ async def test_a_full_disk_loses_nothing_gives_space_back_and_goes_on(small_disk
         assert "queue" not in of.status.blocked
     assert server.ids == [batch.id for batch in batches]
     assert not list(queue_directory(small_disk).glob("*.segment"))
+
+
+async def test_a_batch_that_comes_again_is_acknowledged_and_sent_once_also_after_a_restart(tmp_path: Path) -> None:
+    batches = [a_batch(number) for number in range(4)]
+    async with exporting(tmp_path, server := Server()) as (queue, of):
+        await asyncio.gather(*(queue.consume(batch) for batch in batches for _ in range(3)))
+        await until(lambda: len(server.sent) == 4)
+        await queue.consume(batches[0])
+        assert of.metrics.value("lockgate_queue_duplicate_batches") == 9
+    async with exporting(tmp_path, server) as (queue, of):
+        await queue.consume(batches[2])
+        await queue.consume(replace(batches[3], signal=Signal.TRACES))  # another batch: an id is one of its signal
+        await until(lambda: len(server.sent) == 5)
+        assert of.metrics.value("lockgate_queue_duplicate_batches") == 1
+    assert sorted(server.ids[:4]) == sorted(batch.id for batch in batches)
+
+
+async def test_of_a_merged_batch_only_the_parts_that_are_new_are_written(tmp_path: Path) -> None:
+    batches = [a_batch(number) for number in range(4)]
+    async with exporting(tmp_path, server := Server()) as (queue, of):
+        await queue.consume(batches[1])
+        await queue.consume(merge(batches[:3]))
+        await queue.consume(merge([batches[2], batches[0]]))
+        await queue.consume(merge(batches[2:]))
+        await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
+    assert server.sent == [batches[1], merge([batches[0], batches[2]]), batches[3]]
+
+
+async def test_a_damaged_batch_is_new_when_it_comes_again(tmp_path: Path) -> None:
+    batches = [a_batch(number, 300) for number in range(3)]
+    async with exporting(tmp_path, Server(Retryable("down"))) as (queue, _):
+        await asyncio.gather(*map(queue.consume, batches))
+    (path,) = queue_directory(tmp_path).glob("*.segment")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    async with exporting(tmp_path, server := Server()) as (queue, of):
+        await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
+        assert len(server.sent) == 2
+        for batch in batches:
+            await queue.consume(batch)
+        await until(lambda: len(server.sent) == 3)
+    assert sorted(server.ids) == sorted(batch.id for batch in batches)
+
+
+async def test_a_dead_exporter_neither_starves_nor_repeats_the_others_and_gets_all_of_it_later(tmp_path: Path) -> None:
+    batches = [a_batch(number, 2000) for number in range(40)]
+    good, dead = Server(), Server(Retryable("down"))
+    async with exporting_to(tmp_path, {"good": good, "dead": dead}, max_bytes=10_000) as (queue, of):
+        for batch in batches[:20]:
+            await queue.consume(batch)
+        await until(lambda: len(good.sent) == 20)
+        assert of.metrics.value("otelcol_exporter_queue_size", exporter="dead") == 20
+        assert of.metrics.value("otelcol_exporter_queue_size", exporter="good") == 0
+        waiting = sum(path.stat().st_size for path in queue_directory(tmp_path).glob("*.segment"))
+        assert waiting < 1.2 * sum(len(batch.payload) for batch in batches[:20])  # written once
+    async with exporting_to(tmp_path, {"good": good, "dead": dead}, max_bytes=10_000) as (queue, of):
+        for batch in batches[20:]:
+            await queue.consume(batch)
+        await until(lambda: len(good.sent) == 40)
+        dead.refusal = None
+        await until(lambda: of.metrics.value("otelcol_exporter_queue_size", exporter="dead") == 0)
+    assert good.ids == dead.ids == [batch.id for batch in batches]
+    assert {path.suffix for path in queue_directory(tmp_path).iterdir()} == {".notes"}
+
+
+@pytest.mark.parametrize("is_waited_for", [pytest.param(True, id="waits"), pytest.param(False, id="refuses")])
+async def test_a_dead_exporter_that_fills_the_queue_holds_up_the_pipeline_or_refuses_for_it(tmp_path: Path, is_waited_for: bool) -> None:
+    good, dead = Server(), Server(Retryable("down"))
+    own = {"queue_size": 3, "block_on_overflow": is_waited_for}
+    async with exporting_to(tmp_path, {"good": good, "dead": dead}, dead=own) as (queue, _):
+        for number in range(3):
+            await queue.consume(a_batch(number))
+        await until(lambda: len(good.sent) == 3)
+        if is_waited_for:
+            fourth = asyncio.create_task(queue.consume(a_batch(3)))
+            await asyncio.sleep(0.1)
+            assert not fourth.done()
+            dead.refusal = None
+            await fourth
+        else:
+            with pytest.raises(Retryable, match="3 of 3 wait for dead"):
+                await queue.consume(a_batch(3))
+
+
+async def test_an_exporter_of_two_pipelines_gets_from_both_though_one_has_a_backlog(tmp_path: Path) -> None:
+    storage = FileStorageExtension(FileStorageSettings(directory=str(tmp_path)), context("file_storage"))
+    async with storage, asyncio.timeout(20):
+        of = context("out", Kind.EXPORTER, host=FakeHost({"file_storage": storage}))
+        settings = SendingSettings.model_validate({"sending_queue": {"storage": "file_storage", "num_consumers": 1, "max_bytes": 10_000}})
+        exporter = ScriptedExporter(settings, of)
+        exporter.server = server = Server()
+        server.open.clear()
+        one, other = (PipelineQueue(replace(of, pipeline=name), "file_storage") for name in ("a", "b"))
+        one.attach(exporter)
+        other.attach(exporter)
+        async with one, other, exporter:
+            await asyncio.gather(*(one.consume(a_batch(number, 2000)) for number in range(50)))
+            await other.consume(late := a_batch(99))
+            server.open.set()
+            await until(lambda: len(server.sent) == 51)
+            assert server.sent.index(late) < 15
+
+
+async def test_damaged_ranges_that_are_found_while_running_are_given_back(tmp_path: Path) -> None:
+    batches = [replace(a_batch(number, 3000), origins=(Origin("tail:f", number, number + 1, 1, 1),)) for number in range(20)]
+    async with exporting(tmp_path, server := Server(Retryable("down")), max_bytes=5000) as (queue, of):
+        await asyncio.gather(*map(queue.consume, batches))
+        (path,) = queue_directory(tmp_path).glob("*.segment")
+        content = bytearray(path.read_bytes())
+        content[len(content) * 3 // 4] ^= 1
+        path.write_bytes(content)
+        server.refusal = None
+        await until(lambda: of.metrics.value("otelcol_exporter_queue_size") == 0)
+        (origin,) = of.host.given_back  # type: ignore[attr-defined]  # the fake's
+        assert queue.held("tail").lost == {"tail:f": Ranges([(origin.start, origin.end)])}
+    assert server.ids == [batch.id for number, batch in enumerate(batches) if number != origin.start]

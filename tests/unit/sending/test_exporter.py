@@ -226,6 +226,33 @@ async def test_a_caller_who_gives_up_does_not_stop_what_is_under_way_and_takes_b
     assert [bodies(batch) for batch in server.sent] == [["a"], ["c"]]
 
 
+async def test_what_nobody_waits_for_any_more_is_not_tried_again() -> None:
+    server, clock = Server(Retryable("busy"), Retryable("busy")), VirtualClock()
+    async with exporting(server, clock, retry_on_failure={"initial_interval": "1s", "randomization_factor": 0}) as (exporter, _):
+        given_up = asyncio.create_task(exporter.consume(logs("read again by who had it")))
+        await settled(clock)
+        kept = asyncio.create_task(exporter.consume(logs("waited for")))
+        await settled(clock)
+        assert server.attempts == 2
+        given_up.cancel()
+        await clock.advance(60)
+        await kept
+        assert [bodies(batch) for batch in server.sent] == [["waited for"]]
+
+
+async def test_stopping_waits_for_callers_who_send_themselves() -> None:
+    server, clock = Server(), VirtualClock()
+    server.open.clear()
+    async with exporting(server, clock, sending_queue={"enabled": False}) as (exporter, _):
+        sending = asyncio.create_task(exporter.consume(logs("one")))
+        await settled(clock)
+        stopping = asyncio.create_task(exporter.__aexit__(None, None, None))
+        await settled(clock)
+        assert not stopping.done()
+        server.open.set()
+        await asyncio.gather(sending, stopping)
+
+
 async def test_waiting_batches_are_merged_up_to_max_size_and_the_first_goes_at_once() -> None:
     server, clock = Server(), VirtualClock()
     server.open.clear()

@@ -170,7 +170,7 @@ def twin(chunk: bytes, max_records: int, max_record_bytes: int, line_format: int
     count = dict.fromkeys(NAMES, 0)
     groups: dict[int, tuple[int, list[Line]]] = {}
     saved: tuple[int, int, dict[str, int]] = (0, 0, {})
-    position, left = 0, Left.NOTHING
+    position, left, pending = 0, Left.NOTHING, 0
 
     def emit(line: Line | None, body: bytes, attributes: bytes, flagged: bool = False) -> None:
         record = LogRecord.FromString(attributes)
@@ -239,13 +239,15 @@ def twin(chunk: bytes, max_records: int, max_record_bytes: int, line_format: int
             count["joined"] += len(parts) - 1
             count["partial"] += 1
     elif groups:
+        pending = count["lines"] - count["empty"]
         position, kept, count = saved
+        pending -= count["lines"] - count["empty"]
         del records[kept:]
         left = Left.GROUP
     request = ExportLogsServiceRequest()
     if records:
         request.resource_logs.add(resource=RESOURCE).scope_logs.add(log_records=records)
-    return Parsed(payload=request.SerializeToString(), **count, consumed=position, left=left)
+    return Parsed(payload=request.SerializeToString(), **count, consumed=position, left=left, pending=pending)
 
 
 def run(

@@ -131,6 +131,11 @@ REFUSED = [
     pytest.param(log_record(delimited(10, b"x" * 16)), "span id", id="span-id"),
     pytest.param(log_record(b"\x10" + b"\xff" * 10 + b"\x01"), "longer than ten bytes", id="varint-of-11-bytes"),
     pytest.param(log_record(delimited(5, any_value(49))), "deeper than 100", id="too-deep"),
+    pytest.param(delimited(1, delimited(2, b"\x12\x00" * (1 << 21))), "more than 2097152 records", id="too-many-messages"),
+    # An attribute that was valid before is only compared, and counts all the same.
+    pytest.param(
+        delimited(1, delimited(2, delimited(2, b"\x32\x00" * (1 << 21)))), "more than 2097152 records", id="too-many-equal-attributes"
+    ),
 ]
 
 

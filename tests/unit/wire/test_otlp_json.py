@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -131,3 +133,37 @@ def test_a_response_is_written_as_clients_read_it() -> None:
 def test_a_refusal_says_what_is_wrong(body: bytes, reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):
         decode(body, ExportLogsServiceRequest)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from lockgate.wire import otlp_json
+
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+otlp_json.decode(b'{"resourceLogs":[{}]}', ExportLogsServiceRequest)
+body = b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[' + sys.argv[1].encode() * int(sys.argv[2]) + b'{}]}]}]}'
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+before = status("VmRSS")
+otlp_json.decode(body, ExportLogsServiceRequest)
+print(status("VmHWM") - before, otlp_json.needed_bytes(body), len(body))
+"""
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{},",
+        '{"attributes":[{},{},{},{}]},',
+        '{"body":{"arrayValue":{"values":[{},{}]}}},',
+        '{"body":{"stringValue":"some text of a line"}},',
+    ],
+)
+def test_decoding_takes_no_more_memory_than_is_foretold(record: str) -> None:
+    command = [sys.executable, "-c", PEAK, record, str(1_500_000 // len(record))]
+    peak, foretold, size = map(int, subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.split())
+    assert peak < foretold + (8 << 20)
+    assert foretold < 80 * size

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lockgate.batch import Batch
+from lockgate.net.batch_ids import headers_of
 from lockgate.net.grpc import GrpcError
 from lockgate.net.grpc_client import GrpcClient, GrpcClientSettings, refusal
-from lockgate.net.otlp_grpc import ID_METADATA, METHODS
+from lockgate.net.otlp_grpc import METHODS
 from lockgate.pipeline.contract import Context, component
 from lockgate.sending.exporter import QueuedExporter, Rejected
 from lockgate.sending.otlp_answers import partial_success
@@ -27,7 +28,8 @@ class OtlpExporter(QueuedExporter[OtlpExporterSettings]):
 
     async def send(self, batch: Batch) -> Rejected | None:
         try:
-            answer = await self._client.call(METHODS[batch.signal], batch.payload, self.settings.timeout or None, {ID_METADATA: batch.id})
+            metadata = {key.lower(): value for key, value in headers_of(batch).items()}
+            answer = await self._client.call(METHODS[batch.signal], batch.payload, self.settings.timeout or None, metadata)
         except GrpcError as error:
             raise refusal(error) from error
         return partial_success(batch.signal, answer)

@@ -10,6 +10,7 @@ from yarl import URL
 
 from lockgate.batch import Batch, Signal
 from lockgate.kit.units import Duration
+from lockgate.net.batch_ids import PARTS_HEADER, headers_of
 from lockgate.net.compression import Encoding
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings, check_url, safe_url
 from lockgate.pipeline.contract import Context, component
@@ -76,15 +77,19 @@ class OtlpHttpExporter(QueuedExporter[OtlpHttpExporterSettings]):
         super().__init__(settings, context, client)
         self._client = client
 
+    @property
+    def compression(self) -> tuple[str, int | None]:
+        return self.settings.compression, self.settings.compression_params.level
+
     async def send(self, batch: Batch) -> Rejected | None:
         url = self.settings.url(batch.signal)
         if not url:
             raise Permanent(f"no endpoint is set for {batch.signal}")
-        body = batch.payload
+        body, encoded, headers = batch.payload, batch.encoded, {"Content-Type": _CONTENT_TYPES[self.settings.encoding], **headers_of(batch)}
         if self.settings.encoding == "json":
-            body = await self.in_thread(_to_json, batch)
-        headers = {"Content-Type": _CONTENT_TYPES[self.settings.encoding], "X-Lockgate-Batch-Id": batch.id}
-        answer = await self._client.post(url, body, headers)
+            body, encoded = await self.in_thread(_to_json, batch), {}
+            headers.pop(PARTS_HEADER, None)  # they are not pieces of this body
+        answer = await self._client.post(url, body, headers, encoded)
         if 200 <= answer.status < 300:
             is_json = _is(_JSON, answer)
             return partial_success(batch.signal, answer.body, json=is_json) if is_json or _is(_PROTOBUF, answer) else None

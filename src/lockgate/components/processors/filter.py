@@ -10,7 +10,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from lockgate.attributes.matching import AttributeMatch, MatchProperties, MatchType, SeverityMatch, conflicts, deciding_keys, selection
+from lockgate.attributes.matching import (
+    AttributeMatch,
+    Matches,
+    MatchProperties,
+    MatchType,
+    RegexpCache,
+    SeverityMatch,
+    conflicts,
+    deciding_keys,
+    selection,
+)
 from lockgate.attributes.records import keep, keep_groups, representatives
 from lockgate.kit.document import Path
 from lockgate.kit.settings import Settings
@@ -65,10 +75,12 @@ class LogProperties(Settings):
 
 
 class MetricProperties(Settings):
-    """What a metric must look like; all given properties must hold. (`expr` is refused.)"""
+    """What a metric must look like: all given properties must hold to include it, one of them to exclude it. (`expr` is refused.)"""
 
     match_type: MatchType
     """`strict` compares, `regexp` searches with regular expressions (RE2)."""
+    regexp: RegexpCache | None = None
+    """No effect, whatever it holds."""
     metric_names: list[str] = []
     """Names, of which one must match."""
     resource_attributes: list[AttributeMatch] = []
@@ -79,9 +91,10 @@ class MetricProperties(Settings):
         self.properties()
         return self
 
-    def properties(self) -> MatchProperties | None:
-        """As LogProperties.properties."""
+    def properties(self, *names: str) -> MatchProperties | None:
+        """As LogProperties.properties, but only of those named here, where any is."""
         given = {"metric_names": self.metric_names, "resources": self.resource_attributes}
+        given = {name: value for name, value in given.items() if not names or name in names}
         return MatchProperties.model_validate({"match_type": self.match_type, **given}) if any(given.values()) else None
 
 
@@ -104,7 +117,19 @@ class MetricFilters(_NoOttl, Settings):
     include: MetricProperties | None = None
     """Only metrics that match stay."""
     exclude: MetricProperties | None = None
-    """Of these, metrics that match go."""
+    """Of these, metrics go that have one of the names, or whose resource has all of the attributes."""
+    regexp: RegexpCache | None = None
+    """No effect, whatever it holds."""
+
+    def selection(self) -> Matches | None:
+        """Which metrics stay; None where there is no condition."""
+        included = selection(self.include.properties() if self.include else None, None, Signal.METRICS)
+        if self.exclude is None:
+            return included
+        # The collector drops whole resources first, and then metrics by name: each property excludes by itself.
+        excluding = (selection(None, self.exclude.properties(name), Signal.METRICS) for name in ("resources", "metric_names"))
+        checks = [check for check in (included, *excluding) if check]
+        return (lambda entry, scope, record: all(check(entry, scope, record) for check in checks)) if checks else None
 
 
 class SpanFilters(Settings):
@@ -146,17 +171,17 @@ class FilterProcessor(Processor[FilterSettings]):
     def __init__(self, settings: FilterSettings, context: Context) -> None:
         super().__init__(settings, context)
         signal = context.signal or Signal.LOGS
-        include: MatchProperties | None
-        exclude: MatchProperties | None
-        if signal is Signal.TRACES:
-            include, exclude = settings.spans.include, settings.spans.exclude
+        keys: list[str] | None = None
+        if signal is Signal.METRICS:
+            self._selects = settings.metrics.selection()
+        elif signal is Signal.TRACES:
+            self._selects = selection(settings.spans.include, settings.spans.exclude, signal)
         else:
-            chosen = settings.logs if signal is Signal.LOGS else settings.metrics
-            include = chosen.include.properties() if chosen.include else None
-            exclude = chosen.exclude.properties() if chosen.exclude else None
-        self._selects = selection(include, exclude, signal)
+            include, exclude = (each.properties() if each else None for each in (settings.logs.include, settings.logs.exclude))
+            self._selects = selection(include, exclude, signal)
+            keys = deciding_keys(include, exclude)
         # Uncompiled, the kernel is slower than deciding for each record by upb.
-        self._keys = deciding_keys(include, exclude) if signal is Signal.LOGS and records.compiled else None
+        self._keys = keys if records.compiled else None
         self._encoded_keys = [key.encode(errors="surrogatepass") for key in self._keys or ()]
         counted = {Signal.LOGS: "logs", Signal.METRICS: "datapoints", Signal.TRACES: "spans"}[signal]
         self._filtered = context.metrics.counter(

@@ -25,7 +25,8 @@ class GroupByAttrsSettings(ComponentSettings):
     """Which attributes describe the sender rather than the record."""
 
     keys: list[str] = []
-    """Keys of the record attributes (of metrics: of each data point) to move; a record without any of them keeps its resource."""
+    """Keys of the record attributes (of metrics: of each data point) to move; a record without any of them keeps its resource. Empty ones,
+    and one given twice, count for nothing."""
 
 
 @component("groupbyattrs", GroupByAttrsSettings)
@@ -34,7 +35,7 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
 
     def __init__(self, settings: GroupByAttrsSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self._keys = list(dict.fromkeys(settings.keys))
+        self._keys = list(dict.fromkeys(filter(None, settings.keys)))
         self._move = lru_cache(_KEPT)(partial(_moved, self._keys))
         self._describe = lru_cache(_KEPT)(_described)
         self._encoded_keys = [key.encode(errors="surrogatepass") for key in self._keys]

@@ -31,11 +31,11 @@ from lockgate.batch import Batch, Signal, derived_id
 from lockgate.kit.backoff import delays
 from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.units import Duration, Size
-from lockgate.net import listener
 from lockgate.net.address import split_endpoint
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
 from lockgate.net.intake import Intake
+from lockgate.net.listener import BACKLOG, UNIX, Address, Listener
 from lockgate.net.otlp_http import client_address
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context, Receiver, component
@@ -53,7 +53,8 @@ _HELD_PER_BYTE = 4
 
 
 class FluentForwardSettings(ComponentSettings):
-    """Where to receive Fluent Forward."""
+    """Where to receive Fluent Forward. Without the protocol's handshake, as the collector's: leave `shared_key` out of the client's
+    configuration, and where clients must show who they are use `tls` with `client_ca_file`."""
 
     endpoint: str = "0.0.0.0:8006"
     """`host:port` to listen on (TCP, and UDP for heartbeats); or `unix:///path` or a path, for a Unix socket."""
@@ -128,7 +129,7 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
         super().__init__(settings, context)
         self._intake = Intake(self, self._count_unfinished, settings.ack_timeout)
         self._budget = ByteBudget(settings.max_bytes_in_flight)
-        self._server: asyncio.Server | None = None
+        self._listener = Listener()
         self._heartbeats: list[asyncio.DatagramTransport] = []
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._sometimes = Sometimes(context.clock)
@@ -143,36 +144,32 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        return self._listener.port
 
     async def start(self) -> None:
-        settings, loop = self.settings, asyncio.get_running_loop()
+        settings = self.settings
         self.context.metrics.observe(
             "lockgate_fluentforward_bytes_in_flight", "bytes held for messages", lambda: self._budget.used, receiver=self.context.id
         )
-        if settings.unix_path:
-            self._server = await asyncio.start_unix_server(self._connected, settings.unix_path, limit=_READ_BYTES)
-            return
-        host, port = split_endpoint(settings.endpoint)
         context = settings.tls.follow(self.context).server_context() if settings.tls else None
-        handshake = {"ssl_handshake_timeout": settings.read_timeout} if context else {}
-        self._server = await asyncio.start_server(self._connected, host or None, port, limit=_READ_BYTES, ssl=context, **handshake)
-        try:
-            for listening in self._server.sockets:
-                transport, _ = await loop.create_datagram_endpoint(_Heartbeat, local_addr=listening.getsockname()[:2])
-                self._heartbeats.append(transport)
-        except BaseException:
-            await self.stop()
-            raise
+        handshake: dict[str, Any] = {"ssl_handshake_timeout": settings.read_timeout} if context else {}
+
+        async def serve(listening: socket.socket) -> asyncio.Server:
+            return await asyncio.start_server(self._connected, sock=listening, limit=_READ_BYTES, backlog=BACKLOG, ssl=context, **handshake)
+
+        address = (
+            Address(settings.unix_path, UNIX) if settings.unix_path else Address(*split_endpoint(settings.endpoint), has_datagrams=True)
+        )
+        await self._listener.open(self.context, address, serve)
+        for datagrams in self._listener.datagrams:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(_Heartbeat, sock=datagrams)
+            self._heartbeats.append(transport)
 
     async def stop(self) -> None:
-        if self._server is None:
-            return
         if self.settings.shutdown_delay and self._connections:
             await self.context.clock.sleep(self.settings.shutdown_delay)
         self._stopping = True
-        await listener.close(self._server)
+        await self._listener.close()
         for heartbeat in self._heartbeats:
             heartbeat.close()
         for reader, writer in self._connections.values():
@@ -181,9 +178,6 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
             reader.feed_eof()
         if self._connections:
             await asyncio.wait(list(self._connections))
-        if self.settings.unix_path:
-            with contextlib.suppress(OSError):
-                Path(self.settings.unix_path).unlink()  # noqa: ASYNC240  # one entry of a directory in memory
 
     # Connections.
 
@@ -249,19 +243,25 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
                         self._refuse("truncated", f"the connection ended inside a message, after {framer.unfinished} bytes", peer)
                     return
                 group: list[fluent.Message] = []
-                for raw in framer.feed(data):
-                    message = fluent.read_message(raw)
-                    stands_alone = bool(message.chunk) or message.compressed
-                    if stands_alone and group:
-                        yield group, share
-                        group = []
-                    group.append(message)
-                    if stands_alone:
-                        yield group, share
-                        group = []
-                    deadline = None
+                fault: DecodeError | None = None
+                try:
+                    for raw in framer.feed(data):
+                        message = fluent.read_message(raw)
+                        stands_alone = bool(message.chunk) or message.compressed
+                        if stands_alone and group:
+                            yield group, share
+                            group = []
+                        group.append(message)
+                        if stands_alone:
+                            yield group, share
+                            group = []
+                        deadline = None
+                except DecodeError as error:
+                    fault = error
                 if group:
-                    yield group, share
+                    yield group, share  # what came before the fault is whole
+                if fault is not None:
+                    raise fault
                 if deadline is None:
                     share.release()
                 if framer.unfinished:

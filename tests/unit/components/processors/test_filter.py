@@ -71,6 +71,34 @@ def test_metrics_are_counted_by_data_points() -> None:
     assert (result.count, tested.context.metrics.value("otelcol_processor_filter_datapoints_filtered")) == (2, 2)
 
 
+METRICS = [
+    pytest.param({"include": {"metric_names": ["up"], "resource_attributes": [{"key": "job", "value": "a"}]}}, ["a/up"], id="include-all"),
+    pytest.param(
+        {"exclude": {"metric_names": ["up"], "resource_attributes": [{"key": "job", "value": "a"}]}}, ["b/down"], id="exclude-any"
+    ),
+    pytest.param({"include": {"metric_names": ["up"]}, "exclude": {"resource_attributes": [{"key": "job"}]}}, [], id="both"),
+    pytest.param({"exclude": {"regexp": {"cacheenabled": True}}, "regexp": {}}, ["a/up", "a/down", "b/up", "b/down"], id="none"),
+]
+
+
+@pytest.mark.parametrize(("metrics", "left"), METRICS)
+def test_metrics(metrics: dict[str, Any], left: list[str]) -> None:
+    request = ExportMetricsServiceRequest()
+    for job in "ab":
+        entry = request.resource_metrics.add()
+        entry.resource.attributes.add(key="job").value.string_value = job
+        scope = entry.scope_metrics.add()
+        for name in ("up", "down"):
+            scope.metrics.add(name=name).gauge.data_points.add()
+    strict = {key: value | {"match_type": "strict"} if key != "regexp" else value for key, value in metrics.items()}
+    result = processor(Signal.METRICS, {"metrics": strict}).process(batch(Signal.METRICS, request))
+    assert [
+        f"{entry.resource.attributes[0].value.string_value}/{metric.name}"
+        for entry in result.message.resource_metrics
+        for metric in entry.scope_metrics[0].metrics
+    ] == left
+
+
 def test_conditions_of_other_signals_have_no_effect() -> None:
     given = units("a")
     assert processor(Signal.LOGS, {"spans": {"include": {"match_type": "strict", "span_names": ["x"]}}}).process(given) is given

@@ -90,3 +90,12 @@ def test_data_points_move_with_a_copy_of_what_their_metric_is() -> None:
         assert (moved.sum.is_monotonic, moved.sum.aggregation_temporality) == (True, 2)
         assert [point.as_int for point in moved.sum.data_points] == values
         assert not any(point.attributes for point in moved.sum.data_points)
+
+
+def test_empty_keys_and_repeated_ones_count_for_nothing() -> None:
+    request = ExportLogsServiceRequest()
+    record = request.resource_logs.add().scope_logs.add().log_records.add()
+    for key in ("", "a"):
+        record.attributes.add(key=key).value.string_value = "x"
+    (entry,) = group(Signal.LOGS, request, "", "a", "a").resource_logs
+    assert (plain(entry.resource.attributes), plain(entry.scope_logs[0].log_records[0].attributes)) == ({"a": "x"}, {"": "x"})

@@ -281,6 +281,25 @@ async def test_a_directory_may_come_later_go_and_come_again(journal: Path, tmp_p
 
 
 @needs_journal
+async def test_a_rotated_file_is_read_to_its_end_and_never_again(journal: Path, tmp_path: Path) -> None:
+    write(journal / "system.journal", said("one"))
+    sink = Sink()
+    async with stored(tmp_path / "storage") as host:
+        async with make(sink, host, directory=str(journal), storage="file_storage"):
+            await sink.wait_for(1)
+            await asyncio.to_thread(write, journal / "system.journal", said("two"), 1_700_000_100)
+            (journal / "system.journal").rename(journal / f"system@{1:032x}-{1:016x}-{1:016x}.journal")
+            await asyncio.to_thread(write, journal / "system.journal", said("three"), 1_700_000_200)
+            await sink.wait_for(3)
+        (journal / "system.journal").rename(journal / f"system@{1:032x}-{3:016x}-{3:016x}.journal")  # while nobody reads
+        await asyncio.to_thread(write, journal / "system.journal", said("four"), 1_700_000_300)
+        async with make(sink, host, directory=str(journal), storage="file_storage") as receiver:
+            await sink.wait_for(4)
+            assert receiver.context.metrics.value("lockgate_journald_gaps") == 0
+    assert messages(sink) == ["one", "two", "three", "four"]
+
+
+@needs_journal
 async def test_files_may_be_named(journal: Path) -> None:
     write(journal / "a.journal", said("one"))
     write(journal / "b.journal", said("other"))
@@ -323,8 +342,11 @@ async def test_a_damaged_file_takes_nothing_from_the_others(journal: Path) -> No
     raw[20_000:60_000] = os.urandom(40_000)
     (journal / "a.journal").write_bytes(raw)
     sink = Sink()
-    async with make(sink, directory=str(journal)):
+    async with make(sink, directory=str(journal)) as receiver:
         await until(lambda: "good" in [value_of(r.body).get("MESSAGE") for r in records(sink)])
+        await until(lambda: "unreadable" in receiver.context.status.blocked)
+        reason = receiver.context.status.blocked["unreadable"][0]
+        assert reason.startswith(f"cannot read {journal}/c.journal: ") and "it is damaged" in reason
 
 
 @pytest.mark.parametrize(

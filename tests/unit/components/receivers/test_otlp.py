@@ -257,3 +257,15 @@ def test_a_protocol_named_alone_is_served_with_its_defaults() -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         OtlpReceiverSettings.model_validate(settings)
+
+
+async def test_json_that_would_take_too_much_memory_is_refused_before_it_is_decoded() -> None:
+    sink, json = Sink(), {"Content-Type": "application/json"}
+    many = b'{"resourceLogs":[' + b"{}," * 20_000 + b"{}]}"
+    few = b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"x"}}]}]}]}'
+    async with receiving(sink, {"max_request_body_size": "100KiB", "max_bytes_in_flight": "1MiB"}) as (url, of):
+        status, body, _ = await post(f"{url}/v1/logs", many, json)
+        assert (status, b"max_bytes_in_flight" in body) == (413, True)
+        assert of.metrics.value("lockgate_receiver_refused_requests", status="413") == 1
+        assert (await post(f"{url}/v1/logs", few, json))[0] == 200
+    assert sink.bodies() == ["x"]

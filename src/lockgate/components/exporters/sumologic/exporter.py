@@ -12,7 +12,7 @@ exporter, and Sumo Logic's "HTTP Source upload"):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Literal, Self
@@ -24,12 +24,14 @@ from pydantic import Field, model_validator
 from lockgate.batch import Batch, Signal
 from lockgate.components.exporters.sumologic.formats import Request, decomposed, log_requests, prometheus_requests
 from lockgate.kit.units import Duration, Size
+from lockgate.net.batch_ids import ID_HEADER, headers_of
 from lockgate.net.compression import Encoding
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings
 from lockgate.pipeline.contract import Context, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.sending.exporter import QueuedExporter, Rejected
 from lockgate.sending.otlp_answers import partial_success
+from lockgate.sending.queue import Entry
 from lockgate.sending.settings import SendingSettings
 
 _NEVER = {400, 413, 414, 415, 422, 431}
@@ -117,11 +119,15 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
         self._done: dict[asyncio.Task[Any] | None, dict[int, _Verdict]] = {}
         """What became of the requests of the batch under way in a task: what is in here needs no other attempt."""
 
-    async def _attempts(self, batch: Batch) -> Rejected | None:
+    @property
+    def compression(self) -> tuple[str, int | None]:
+        return self.settings.compression, self.settings.compression_params.level
+
+    async def _attempts(self, batch: Batch, entries: Sequence[Entry]) -> Rejected | None:
         task = asyncio.current_task()
         self._done[task] = {}
         try:
-            return await super()._attempts(batch)
+            return await super()._attempts(batch, entries)
         finally:
             del self._done[task]
 
@@ -160,10 +166,15 @@ class SumologicExporter(QueuedExporter[SumologicSettings]):
         format = self.settings.format(batch.signal)
         kind = {"otlp": _OTLP_TYPE, "prometheus": "application/vnd.sumologic.prometheus"}.get(format, "application/x-www-form-urlencoded")
         headers = {"Content-Type": kind, "X-Sumo-Client": self.settings.client, **dict(request.headers)}
-        headers["X-Lockgate-Batch-Id"] = batch.id if format == "otlp" else f"{batch.id}-{number}"
+        if request.body is batch.payload:
+            headers |= headers_of(batch)
+        else:
+            headers[ID_HEADER] = batch.id if format == "otlp" else f"{batch.id}-{number}"
         if self._cookie:
             headers["Cookie"] = f"AWSALB={self._cookie}"
-        answer = await self._client.post(self._urls[batch.signal], request.body, headers)
+        answer = await self._client.post(
+            self._urls[batch.signal], request.body, headers, batch.encoded if request.body is batch.payload else None
+        )
         if self.settings.sticky_session_enabled:
             self._keep_cookie(answer)
         if answer.status in (200, 202, 204):

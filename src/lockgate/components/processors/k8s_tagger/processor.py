@@ -1,12 +1,8 @@
-"""Finds the pod behind each resource and writes what is known of it over what is there.
-
-A resource that came before costs a look-up: edits are kept with what led to them (`kube/association.py`).
-"""
+"""Finds the pod behind each resource and writes what is known of it over what is there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -14,10 +10,11 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from lockgate.attributes.formats import go_format
 from lockgate.components.processors.k8s_tagger.settings import FieldRule, K8sTaggerSettings
 from lockgate.kit import regex
-from lockgate.kube.association import Ask, EditsByLookUp, Look, any_ip, is_ip, plain_ip, string
+from lockgate.kube.association import Ask, Look, any_ip, is_ip, plain_ip, string
 from lockgate.kube.cache import Meta, MetaCache, Owner, Pod, PodCache, ServiceCache
 from lockgate.kube.following import Following
-from lockgate.pipeline.contract import Batch, Context, Processor, component
+from lockgate.kube.tagging import PodProcessor
+from lockgate.pipeline.contract import Context, component
 
 Identified = tuple[str, str, tuple[str, str] | None]
 """The attribute to write the identifier to ("" for none), the identifier, and (namespace, pod) where it is made of these."""
@@ -35,43 +32,21 @@ _OWNERS = {
 
 
 @component("k8s_tagger", K8sTaggerSettings)
-class K8sTaggerProcessor(Processor[K8sTaggerSettings]):
-    """Keeps order and counts; a batch in, a batch out."""
+class K8sTaggerProcessor(PodProcessor[K8sTaggerSettings]):
+    """Writes what is known of the pod over what is there."""
 
     def __init__(self, settings: K8sTaggerSettings, context: Context) -> None:
-        super().__init__(settings, context)
+        uses_peer = not settings.pod_association or any(each.from_ == "connection" for each in settings.pod_association)
+        super().__init__(settings, context, uses_peer=uses_peer, excluded=settings.exclude.pods)
         extract = settings.extract
         self._attributes = extract.attributes
         self._labels = [_compile(rule, "labels") for rule in extract.labels]
         self._annotations = [_compile(rule, "annotations") for rule in extract.annotations]
         self._namespace_labels = [_compile(rule, "namespace_labels") for rule in extract.namespace_labels]
         self._namespace_annotations = [_compile(rule, "namespace_annotations") for rule in extract.namespace_annotations]
-        self._excluded = [regex.compile(pod.name) for pod in settings.exclude.pods]
-        self._uses_peer = not settings.pod_association or any(each.from_ == "connection" for each in settings.pod_association)
-        self._stack = AsyncExitStack()
-        self._pods: PodCache | None = None
-        self._metas: dict[str, MetaCache] = {}
         self._services: ServiceCache | None = None
-        self._edits = EditsByLookUp(self._edit)
-        self._misses = context.metrics.counter(
-            "otelcol_otelsvc_k8s_ip_lookup_miss", "look-ups of a pod that found none", processor=context.id
-        )
 
-    async def start(self) -> None:
-        if self.settings.passthrough:
-            return
-        await self._stack.__aenter__()
-        try:
-            await self._follow()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-
-    async def stop(self) -> None:
-        await self._stack.aclose()
-
-    async def _follow(self) -> None:
-        following = Following(self.settings, self.context, self._stack)
+    async def _follow(self, following: Following) -> None:
         for name, (query, _) in self.settings.queries(self.settings.filter.node_from_environment()).items():
             if name == "pod":
                 self._pods = await following.open(PodCache, query, keep_labels=bool(self._labels), keep_annotations=bool(self._annotations))
@@ -80,9 +55,6 @@ class K8sTaggerProcessor(Processor[K8sTaggerSettings]):
             else:
                 self._metas[name] = await following.open(MetaCache, query)
         await following.wait(self.spawn)
-
-    def process(self, batch: Batch) -> Batch:
-        return batch.map_resources(self._edits.bound(batch.peer if self._uses_peer else ""))
 
     def _edit(self, raw: bytes, peer: str, ask: Ask) -> bytes:
         resource = Resource.FromString(raw)
@@ -94,12 +66,8 @@ class K8sTaggerProcessor(Processor[K8sTaggerSettings]):
             return raw
         name, identifier, _ = identified
         new = {name: identifier} if name else {}
-        if self._pods is not None:
-            pod = _find(self._pods, identified, ask)
-            if pod is None:
-                self._misses.add()
-            elif not pod.ignored and not any(excluded.search(pod.name) for excluded in self._excluded):
-                new |= self._of_pod(pod, ask)
+        if self._pods is not None and (pod := self._pod(_ways(self._pods, identified), ask)) is not None:
+            new |= self._of_pod(pod, ask)
         for key, value in new.items():
             (there[key] if key in there else resource.attributes.add(key=key).value).string_value = value
         return resource.SerializeToString() if new else raw
@@ -167,15 +135,13 @@ class K8sTaggerProcessor(Processor[K8sTaggerSettings]):
         return {self._attributes[name]: value for name, value in values.items() if name in self._attributes}
 
 
-def _find(pods: PodCache, identified: Identified, ask: Ask) -> Pod | None:
+def _ways(pods: PodCache, identified: Identified) -> Iterator[tuple[Look, Hashable]]:
     _, identifier, full_name = identified
+    if not full_name:
+        yield pods.by_uid, identifier
+        yield pods.by_ip.get, identifier
     name, _, namespace = identifier.rpartition(".")  # a namespace's name has no dot, a pod's may
-    ways: list[tuple[Look, Hashable]] = [] if full_name else [(pods.by_uid, identifier), (pods.by_ip.get, identifier)]
-    for look, key in (*ways, (pods.by_name.get, full_name or (namespace, name))):
-        found: Pod | None = ask(look, key)
-        if found is not None:
-            return found
-    return None
+    yield pods.by_name.get, full_name or (namespace, name)
 
 
 def _compile(rule: FieldRule, source: str) -> Take:

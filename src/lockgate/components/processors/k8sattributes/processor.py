@@ -1,13 +1,9 @@
-"""Finds the pod behind each resource and appends what is known of it.
-
-A resource that came before costs a look-up: edits are kept with what led to them (`kube/association.py`).
-"""
+"""Finds the pod behind each resource and appends what is known of it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
@@ -16,11 +12,11 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from lockgate.attributes.values import text
 from lockgate.components.processors.k8sattributes.extraction import Attributes, Extractor, Value, owner_of
 from lockgate.components.processors.k8sattributes.settings import IP_ATTRIBUTES, Association, K8sAttributesSettings
-from lockgate.kit import regex
-from lockgate.kube.association import Ask, EditsByLookUp, Look, any_ip, is_ip, plain_ip, string
+from lockgate.kube.association import Ask, Look, any_ip, is_ip, plain_ip, string
 from lockgate.kube.cache import MetaCache, Owner, Pod, PodCache, PodIndex
 from lockgate.kube.following import Following
-from lockgate.pipeline.contract import Batch, Context, Processor, component
+from lockgate.kube.tagging import PodProcessor
+from lockgate.pipeline.contract import Context, component
 from lockgate.wire.protobuf import any_value, delimited
 
 Find = Callable[[Mapping[str, AnyValue], str], tuple[Look, Hashable, str] | None]
@@ -28,42 +24,18 @@ Find = Callable[[Mapping[str, AnyValue], str], tuple[Look, Hashable, str] | None
 
 
 @component("k8sattributes", K8sAttributesSettings, aliases=("k8s_attributes",))
-class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
-    """Keeps order and counts; a batch in, a batch out."""
+class K8sAttributesProcessor(PodProcessor[K8sAttributesSettings]):
+    """Appends what is known of the pod."""
 
     def __init__(self, settings: K8sAttributesSettings, context: Context) -> None:
-        super().__init__(settings, context)
+        sources = [source for association in settings.pod_association for source in association.sources]
+        uses_peer = not sources or any(source.from_ == "connection" for source in sources)
+        super().__init__(settings, context, uses_peer=uses_peer, excluded=settings.exclude.pods)
         self._extractor = Extractor(settings)
-        self._excluded = [regex.compile(pod.name) for pod in settings.exclude.pods]
-        self._uses_peer = not settings.pod_association or any(
-            source.from_ == "connection" for association in settings.pod_association for source in association.sources
-        )
         self._sets_ip = settings.passthrough or "k8s.pod.ip" in settings.extract.metadata
-        self._stack = AsyncExitStack()
-        self._pods: PodCache | None = None
-        self._metas: dict[str, MetaCache] = {}
         self._finds: list[Find] = []
-        self._edits = EditsByLookUp(self._edit)
-        self._misses = context.metrics.counter(
-            "otelcol_otelsvc_k8s_ip_lookup_miss", "look-ups of a pod that found none", processor=context.id
-        )
 
-    async def start(self) -> None:
-        if self.settings.passthrough:
-            self._finds = [_passthrough] if not self.settings.pod_association else self._compile_finds(None)
-            return
-        await self._stack.__aenter__()
-        try:
-            await self._follow()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-
-    async def stop(self) -> None:
-        await self._stack.aclose()
-
-    async def _follow(self) -> None:
-        following = Following(self.settings, self.context, self._stack)
+    async def _follow(self, following: Following) -> None:
         labels, annotations = self._extractor.keeps()
         for name, (query, _) in self.settings.queries(self.settings.filter.node_from_environment()).items():
             if name == "pod":
@@ -72,9 +44,6 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
                 self._metas[name] = await following.open(MetaCache, query)
         self._finds = self._compile_finds(self._pods)
         await following.wait(self.spawn)
-
-    def process(self, batch: Batch) -> Batch:
-        return batch.map_resources(self._edits.bound(batch.peer if self._uses_peer else ""))
 
     def _edit(self, raw: bytes, peer: str, ask: Ask) -> bytes:
         resource = Resource.FromString(raw)
@@ -87,11 +56,7 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
                 present.offer({"k8s.pod.ip": connection})
             if self.settings.passthrough:
                 return present.encode(raw)
-            pod = ask(look, key)
-            if pod is None:
-                self._misses.add()
-            elif pod.ignored or any(name.search(pod.name) for name in self._excluded):
-                pod = None
+            pod = self._pod([(look, key)], ask)
         if self.settings.passthrough:
             return raw
         deployment = self._deployment(pod, ask) if pod else None
@@ -138,8 +103,7 @@ class K8sAttributesProcessor(Processor[K8sAttributesSettings]):
 
     def _compile_finds(self, pods: PodCache | None) -> list[Find]:
         if not self.settings.pod_association:
-            assert pods is not None
-            return [_by_any_ip(pods.by_ip.get)]
+            return [_by_any_ip(pods.by_ip.get if pods is not None else lambda ip: None)]
         return [self._compile_find(association, pods) for association in self.settings.pod_association]
 
     def _compile_find(self, association: Association, pods: PodCache | None) -> Find:
@@ -255,6 +219,3 @@ def _by_any_ip(look: Look) -> Find:
         return (look, ip, ip) if ip else None
 
     return find
-
-
-_passthrough = _by_any_ip(lambda ip: None)

@@ -6,11 +6,13 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from lockgate.batch import Signal
+from lockgate.batch import Origin, Signal
 from lockgate.components.receivers.filelog.parsers import make_parser
 from lockgate.components.receivers.filelog.settings import FilelogSettings
+from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import Context, Receiver, Storage, component
 from lockgate.tail.follow import Parser, Saved
 from lockgate.tail.rounds import Limits, Rounds, decode
@@ -34,9 +36,11 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         storage: Storage | None = None
         if settings.storage:
             storage = context.host.extension(settings.storage).storage(f"{context.kind}/{context.id}")
-        saved = await self._load(storage) if storage is not None else []
-        # What cannot be known is read again: duplicates, not loss.
-        at_end = settings.start_at == "end" and saved is not None
+        left: list[Saved] | None = context.host.left.get(self._key)
+        saved = left if left is not None else await self._load(storage) if storage is not None else []
+        held = context.host.held(context.id)
+        # What cannot be known is read again: duplicates, not loss. What came to be while nobody looked is new.
+        at_end = settings.start_at == "end" and saved is not None and left is None
 
         def parser(path: str, real: str, descriptor: int) -> Parser:
             return make_parser(settings, path, real, descriptor)
@@ -47,11 +51,13 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             exclude=(*settings.exclude, *own_pod_patterns(os.environ, socket.gethostname())),
             link_roots=tuple(settings.symlink_roots),
             start_at_end=at_end,
+            positions_lost=saved is None,
             exclude_older_than_seconds=settings.exclude_older_than,
             poll_seconds=settings.poll_interval,
             fingerprint_bytes=settings.fingerprint_size,
             max_record_bytes=operator.max_log_size if operator else settings.max_log_size,
             max_files=self._max_files(),
+            max_deleted_bytes=settings.max_deleted_size,
             flush_seconds=settings.flush_seconds,
             inotify=settings.inotify,
             own=own_output(),
@@ -62,7 +68,15 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             retry_max_seconds=retry.max_interval,
             retry_elapsed_seconds=retry.max_elapsed_time,
         )
-        self._tailer = Tailer(options, parser, saved or [], monotonic=context.clock.monotonic, unix_nano=context.clock.time_unix_nano)
+        self._tailer = Tailer(
+            options,
+            parser,
+            saved or [],
+            durable=_by_key(held.durable),
+            lost=_by_key(held.lost),
+            monotonic=context.clock.monotonic,
+            unix_nano=context.clock.time_unix_nano,
+        )
         if self._tailer.unwatched and settings.inotify:
             self.log.warning("%s", self._tailer.unwatched)
         self._rounds = Rounds(
@@ -72,6 +86,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             context.host.executor,
             owner=context.id,
             storage=storage,
+            saved=partial(context.host.saved, context.id),
             clock=context.clock,
             status=context.status,
             log=self.log,
@@ -82,7 +97,19 @@ class FilelogReceiver(Receiver[FilelogSettings]):
 
     async def stop(self) -> None:
         if self._rounds is not None:
-            await self._rounds.stop()
+            try:
+                await self._rounds.stop()
+            finally:
+                if self._rounds.left is not None:
+                    self.context.host.left[self._key] = self._rounds.left
+
+    @property
+    def _key(self) -> str:
+        return f"{self.context.kind.value}/{self.context.id}"
+
+    def give_back(self, origins: Sequence[Origin]) -> None:
+        if self._rounds is not None:
+            self._rounds.give_back(origins)
 
     async def _load(self, storage: Storage) -> list[Saved] | None:
         """The saved positions; None where they cannot be read."""
@@ -111,6 +138,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         metrics, counts, label = self.context.metrics, tailer.counts, {"receiver": self.context.id}
         metrics.observe("otelcol_fileconsumer_open_files", "files open", lambda: tailer.open_files, **label)
         metrics.observe("otelcol_fileconsumer_reading_files", "files that have something to read", lambda: tailer.ready_files, **label)
+        metrics.observe("lockgate_filelog_pending_lines", "lines read that wait to be joined", lambda: tailer.pending_lines, **label)
         metrics.observe("lockgate_filelog_bytes_under_way", "payload bytes read and not yet taken", lambda: rounds.bytes_under_way, **label)
         for name, help, read in (
             ("malformed_lines", "lines in no known format, sent on as they are", lambda: counts.malformed),
@@ -119,12 +147,23 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             ("rotations", "files renamed while followed", lambda: counts.rotations),
             ("truncations", "files truncated while followed", lambda: counts.truncations),
             ("gaps", "times that bytes were gone before they were read", lambda: counts.gaps),
+            (
+                "unknown_ends",
+                "files that went while nobody looked, read perhaps not to their end",
+                lambda: counts.unknown,
+            ),
+            ("rotated_files_found", "rotated or compressed files read that were not followed before", lambda: counts.found),
             ("lost_bytes", "bytes known to be gone before they were read, the least it can have been", lambda: counts.lost_bytes),
             ("refused_files", "files not opened: links out of the roots, or not regular", lambda: counts.refused),
             ("inotify_overflows", "times the kernel's event queue was full, and everything was looked at again", lambda: counts.overflows),
             ("dropped_records", "records refused for good, or given up", lambda: rounds.dropped),
         ):
             metrics.observe(f"lockgate_filelog_{name}", help, read, kind="counter", **label)
+
+
+def _by_key(sources: Mapping[str, Ranges]) -> dict[str, Ranges]:
+    """By what names a source in its receiver, from what names it in the program."""
+    return {source.rpartition(":")[2]: ranges for source, ranges in sources.items()}
 
 
 def own_output() -> frozenset[tuple[int, int]]:

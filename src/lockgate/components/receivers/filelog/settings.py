@@ -12,6 +12,7 @@ from lockgate.kit.document import Path
 from lockgate.kit.units import Duration, Size
 from lockgate.pipeline.needs import ComponentSettings, Need, Read
 from lockgate.tail.patterns import check, fixed_root
+from lockgate.tail.retry import RetryOnFailure
 
 # Log text is an attacker's: linear time or nothing.
 re2.set_fallback_notification(re2.FALLBACK_EXCEPTION)
@@ -21,7 +22,7 @@ ENCODINGS = {"utf-8", "utf8", "utf-8-raw", "ascii", "us-ascii"}
 _UNSUPPORTED = {
     "header": "parse headers behind the receiver",
     "ordering_criteria": "every matching file is followed, and each keeps its own order",
-    "compression": "only plain files are followed",
+    "compression": "what a kubelet compressed of a followed log is read without it; other compressed files are not",
     "delete_after_read": "Lockgate never deletes a log",
     "acquire_fs_lock": "no file is locked; leave it out",
     "include_file_record_number": "a record's number is not known after a restart; the path and the time tell records apart",
@@ -75,19 +76,6 @@ class ContainerOperator(ComponentSettings):
     """A line in no known format is always sent on as it is, and counted in lockgate_filelog_malformed_lines."""
 
 
-class RetryOnFailure(ComponentSettings):
-    """What happens when the pipeline cannot take records now. Lockgate keeps them and tries again, with or without this."""
-
-    enabled: bool = True
-    """False has no effect: nothing is dropped because a pipeline is busy."""
-    initial_interval: Duration = 0.1
-    """Seconds before the first new try."""
-    max_interval: Duration = 5.0
-    """The longest time between tries."""
-    max_elapsed_time: Duration = 0.0
-    """After so long records are given up and counted; 0, the default here, is never."""
-
-
 class FilelogSettings(ComponentSettings):
     """Which files to follow, and what to make of their lines."""
 
@@ -123,6 +111,9 @@ class FilelogSettings(ComponentSettings):
     """Bytes of one record; a longer one is cut and flagged `log.record.truncated`."""
     max_concurrent_files: int = Field(1024, ge=1)
     """Files open at once. Beyond it, those that have been quiet for longest are closed, and opened again when they grow."""
+    max_deleted_size: Size = 64 << 20
+    """Bytes of deleted files that may wait to be read, in an outage that outlasts the queue. They still take space on the node; beyond this
+    the oldest are let go, counted as lost. (Not a key of the collector's.)"""
     max_batches: int = Field(0, ge=0)
     """No effect: every round is bounded, and files take turns."""
     initial_buffer_size: Size = 16 << 10
@@ -236,13 +227,10 @@ class FilelogSettings(ComponentSettings):
             yield ("storage",), self.storage
 
     def warnings(self) -> Iterator[str]:
+        yield from super().warnings()
         if not self.storage:
             yield "no storage: a restart reads files again from their beginning, or not from where it stopped; name a file_storage"
         if self.max_batches:
             yield "max_batches has no effect: every round is bounded, and files take turns"
         if "initial_buffer_size" in self.model_fields_set:
             yield "initial_buffer_size has no effect: buffers are as large as what is read"
-        if not self.retry_on_failure.enabled:
-            yield "retry_on_failure.enabled: false has no effect: nothing is dropped because a pipeline is busy"
-        if self.retry_on_failure.max_elapsed_time:
-            yield "retry_on_failure.max_elapsed_time drops records when it is over; leave it out to keep them"

@@ -7,9 +7,12 @@ of more than 1 MB, and cannot say `A and B, or C and D`. Every call releases the
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
+
+from lockgate.components.receivers.journald import shrunk
 
 _LARGEST = 1 << 20
 """Bytes of one field; a longer one is cut. journald accepts 768 MB."""
@@ -30,10 +33,11 @@ def _load() -> Any:
 
 
 class Journal:
-    """An open journal: a directory, or some files. Raises OSError, with what libsystemd says."""
+    """An open journal: a directory, or some files. Raises OSError, with what libsystemd says. Files may shrink where `shrunk.survived`."""
 
     def __init__(self, directory: str, files: Sequence[str], conditions: list[list[list[str]]]) -> None:
         self._lib = _load()
+        self._shrunk = shrunk.happened()
         self._handle = ctypes.c_void_p()
         handle = ctypes.byref(self._handle)
         if files:
@@ -98,8 +102,15 @@ class Journal:
         return False
 
     def next(self) -> bool:
-        """Goes to the next entry; whether there is one."""
-        return bool(self._call("next"))
+        """Goes to the next entry; whether there is one. Raises OSError also where a file has shrunk: then open anew."""
+        found = bool(self._call("next"))
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """Raises OSError where a file has shrunk since the journal was opened, so that what was read may be wrong."""
+        if shrunk.happened() != self._shrunk:
+            raise OSError(errno.EIO, "a file was cut while it was read")
 
     @property
     def cursor(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lockgate.batch import Batch, Signal, derived_id
+from lockgate.components.receivers.journald import shrunk
 from lockgate.components.receivers.journald.journal import Journal
 from lockgate.components.receivers.journald.records import Records
 from lockgate.components.receivers.journald.settings import DEFAULT_DIRECTORIES, JournaldSettings
@@ -56,6 +57,8 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         self._last_save = self._last_check = float("-inf")
         self._opened: tuple[int, int] | None = None
         self._unreadable: list[str] = []
+        """Files and directories, with what is wrong with them."""
+        self._opened_alone: set[tuple[int, int]] = set()
         self._begin_at_end = settings.start_at == "end"
         self._job: asyncio.Future[Any] | None = None
         self._stopping = False
@@ -72,6 +75,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         self._broken = metrics.counter("lockgate_journald_damaged_entries", "entries that could not be read to their end", **label)
 
     async def start(self) -> None:
+        left: str | None = self.context.host.left.get(f"{self.context.kind.value}/{self.context.id}")
         if self.settings.storage:
             self._storage = self.context.host.extension(self.settings.storage).storage(f"{self.context.kind}/{self.context.id}")
             try:
@@ -79,6 +83,8 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             except (OSError, ValueError) as error:
                 self._begin_at_end = False  # duplicates, not loss
                 self.log.error("the cursor in storage %s cannot be used: %s; reading from the beginning", self.settings.storage, error)
+        if left is not None:
+            self._cursor, self._begin_at_end = left, False
         await self._open()
         self._reading = self.spawn(self._read(), "read")
 
@@ -100,13 +106,18 @@ class JournaldReceiver(Receiver[JournaldSettings]):
                 if not more:
                     await self._wait()
         finally:
+            self.context.host.left[f"{self.context.kind.value}/{self.context.id}"] = self._cursor
             await self._save(now=True)
             # A cancelled stop may leave a thread inside the journal: then it ends with the process.
             if self._journal is not None and (self._job is None or self._job.done()):
                 self._journal.close()
 
     async def _in_journal(self, work: Callable[..., T], *arguments: Any) -> T:
-        self._job = job = asyncio.ensure_future(self.in_thread(work, *arguments))
+        def run() -> T:
+            with shrunk.survived():
+                return work(*arguments)
+
+        self._job = job = asyncio.ensure_future(self.in_thread(run))
         return await asyncio.shield(job)
 
     async def _round(self) -> bool:
@@ -196,6 +207,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             first = first or last
             records.append(self._records.record(fields, last, *journal.times(), now))
             size += len(records[-1])
+        journal.check()
         return _Round(self._records.request(records), len(records), first, last, more)
 
     def _is_wanted(self, fields: list[bytes]) -> bool:
@@ -214,12 +226,31 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         if self.settings.files or now - self._last_check < _PERMISSION_SECONDS:
             return
         self._last_check = now
-        found: list[str] = []
         closed: list[OSError] = []  # directories
+        problems: list[str] = []
+        opened: set[tuple[int, int]] = set()
         for directory, _, names in os.walk(paths[0], onerror=closed.append):
-            files = (os.path.join(directory, name) for name in names if name.endswith((".journal", ".journal~")))
-            found += [path for path in files if not os.access(path, os.R_OK, effective_ids=True)]
-        self._unreadable = [str(error.filename) for error in closed] + found
+            for path in (os.path.join(directory, name) for name in names if name.endswith((".journal", ".journal~"))):
+                try:
+                    opened.add(self._open_alone(path))
+                except FileNotFoundError:
+                    pass  # rotated away
+                except PermissionError as error:
+                    problems.append(describe_unreadable(path, error))
+                except OSError as error:
+                    problems.append(
+                        f"cannot read {path}: {error}; it is damaged, or written by a systemd that is newer than libsystemd here"
+                    )
+        self._opened_alone = opened
+        self._unreadable = [describe_unreadable(str(error.filename), error) for error in closed] + problems
+
+    def _open_alone(self, path: str) -> tuple[int, int]:
+        """Which file it is; raises OSError where it cannot be read, of which libsystemd says nothing where it is one of many."""
+        status = os.stat(path)
+        if (key := (status.st_dev, status.st_ino)) not in self._opened_alone:
+            with open(path, "rb"), Journal("", [path], []):
+                pass
+        return key
 
     def _where(self) -> str:
         return self.settings.directory or next((path for path in DEFAULT_DIRECTORIES if Path(path).exists()), DEFAULT_DIRECTORIES[0])
@@ -303,10 +334,9 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             self.log.error("entries of the journal in %s are damaged; what can be read of them is sent", self._where())
         self._journal.truncated = self._journal.damaged = 0
         if self._unreadable:
-            described = describe_unreadable(self._unreadable[0], PermissionError(13, os.strerror(13)))
             more = f" (and {len(self._unreadable) - 1} more)" if len(self._unreadable) > 1 else ""
-            self.context.status.block(described + more, "unreadable")
+            self.context.status.block(self._unreadable[0] + more, "unreadable")
             if self._sometimes.now("unreadable") is not None:
-                self.log.error("%s%s", described, more)
+                self.log.error("%s%s", self._unreadable[0], more)
         else:
             self.context.status.clear("unreadable")

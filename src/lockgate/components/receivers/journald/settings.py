@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from lockgate.kit import regex
 from lockgate.kit.document import Path
-from lockgate.kit.units import Duration
 from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.tail.retry import RetryOnFailure
 
 DEFAULT_DIRECTORIES = ("/var/log/journal", "/run/log/journal")
 _PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
@@ -23,19 +23,6 @@ _UNSUPPORTED = {
     "operators": "change records with processors behind the receiver",
     "namespace": "name the namespace's own directory, such as /var/log/journal/MACHINE_ID.NAMESPACE",
 }
-
-
-class RetryOnFailure(ComponentSettings):
-    """What happens when the pipeline cannot take records now. Lockgate keeps them and tries again, with or without this."""
-
-    enabled: bool = True
-    """False has no effect: nothing is dropped because a pipeline is busy."""
-    initial_interval: Duration = Field(0.1, gt=0)
-    """Seconds before the first new try."""
-    max_interval: Duration = Field(5.0, gt=0)
-    """The longest time between tries."""
-    max_elapsed_time: Duration = Field(0.0, ge=0)
-    """After so long records are given up and counted; 0, the default here, is never."""
 
 
 class JournaldSettings(ComponentSettings):
@@ -154,12 +141,9 @@ class JournaldSettings(ComponentSettings):
             yield ("storage",), self.storage
 
     def warnings(self) -> Iterator[str]:
+        yield from super().warnings()
         if not self.storage:
             yield "no storage: a restart begins where start_at says, and not where it stopped; name a file_storage"
-        if not self.retry_on_failure.enabled:
-            yield "retry_on_failure.enabled: false has no effect: nothing is dropped because a pipeline is busy"
-        if self.retry_on_failure.max_elapsed_time:
-            yield "retry_on_failure.max_elapsed_time drops records when it is over; leave it out to keep them"
 
     def conditions(self) -> list[list[list[str]]]:
         """What an entry must be: all of these; each is met by one of its groups; a group by all its fields (and by one of several values

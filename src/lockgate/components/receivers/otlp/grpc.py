@@ -9,10 +9,11 @@ from grpclib.const import Status
 
 from lockgate.batch import Signal
 from lockgate.components.receivers.otlp.settings import OtlpGrpcSettings
+from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
 from lockgate.net.grpc import GrpcError
 from lockgate.net.grpc_server import Call, GrpcServer, unary
 from lockgate.net.intake import Intake
-from lockgate.net.otlp_grpc import ID_METADATA, METHODS
+from lockgate.net.otlp_grpc import METHODS
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent
 from lockgate.wire.protobuf import DecodeError
@@ -43,8 +44,8 @@ class OtlpGrpc:
             if not self._intake.serves(signal):
                 raise GrpcError(Status.UNIMPLEMENTED, f"no pipeline takes {signal} from {self._context.id}")
             try:
-                batch_id = call.headers.get(ID_METADATA, "")
-                await self._intake.take(signal, message, peer=call.peer, transport="grpc", batch_id=batch_id)
+                id, parts = (call.headers.get(key.lower(), "") for key in (ID_HEADER, PARTS_HEADER))
+                await self._intake.take(signal, message, peer=call.peer, transport="grpc", batch_id=id, batch_parts=parts)
             except DecodeError as error:
                 raise Permanent(f"not an export request for {signal}: {error}") from None
             return b""  # an Export*ServiceResponse without partial success
