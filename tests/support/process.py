@@ -62,7 +62,8 @@ class Role:
         (directory / "common.yaml").write_text(json.dumps(common))
         files = [preset] * bool(preset) + [str(directory / name) for name in ("config.yaml", "common.yaml")]
         self.configs = [argument for file in files for argument in ("--config", file)]
-        self.environment = {**os.environ, "LOCKGATE_STATE": str(directory / "state"), **(environment or {})}
+        own = {"LOCKGATE_STATE": str(directory / "state"), "LOCKGATE_LEDGER_PORT": str(free_port())}
+        self.environment = {**os.environ, **own, **(environment or {})}
         self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 

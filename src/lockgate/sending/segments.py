@@ -30,7 +30,8 @@ import logging
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -46,11 +47,13 @@ from lockgate.sending.notes import (
     Change,
     Damaged,
     Knowledge,
+    OriginFields,
     Outcome,
     Queued,
     QueuedRecord,
     SegmentNote,
     Settled,
+    origin_fields,
     origins_of,
     queued_record,
     settled_record,
@@ -78,7 +81,7 @@ class _Meta(msgspec.Struct, array_like=True):
     signal: Signal
     id: str
     peer: str
-    origins: list[tuple[str, int, int, int, int]]
+    origins: list[OriginFields]
     parts: list[tuple[str, int]]
     encoding: str
 
@@ -208,7 +211,9 @@ class Journal:
         segment_bytes: int = 8 << 20,
         fsync: bool = True,
         compression: tuple[str, int | None] = ("zstd", 1),
+        time_unix_nano: Callable[[], int] = time.time_ns,
     ) -> None:
+        self._time_unix_nano = time_unix_nano
         self._compression = compression
         self._directory, self._log, self._segment_bytes, self._fsync = directory, log, segment_bytes, fsync
         self.readers = {name: Reader(name) for name in readers}
@@ -380,7 +385,7 @@ class Journal:
             frames.append(frame)
             refs.append(Ref(segment.number, sequence, position, Amount(1, batch.count, len(batch.payload))))
             sequence += 1
-        queued = Queued(self._next, [queued_record(batch) for batch in batches])
+        queued = Queued(self._next, [queued_record(batch) for batch in batches], self._time_unix_nano())
         try:
             write(self._descriptor, b"".join(frames), segment.size)
             if self._fsync:
@@ -632,7 +637,7 @@ class Journal:
         for source in added:
             for span in before.durable.get(source, ()):
                 added[source].remove(*span)
-        return QueuedRecord([(source, start, end, 0, 0) for source, spans in added.items() for start, end in spans], b"", 0)
+        return QueuedRecord([(source, start, end, 0, 0, 0) for source, spans in added.items() for start, end in spans], b"", 0)
 
     def _quarantine(self, descriptor: int, segment: _Segment, start: int, end: int) -> None:
         """Copies damaged bytes, once: a segment may be opened several times before it is delivered."""
@@ -664,7 +669,7 @@ def _frame(segment: int, position: int, sequence: int, batch: Batch, compression
             batch.signal,
             batch.id,
             batch.peer,
-            [(it.source, it.start, it.end, it.lines, it.records) for it in batch.origins],
+            origin_fields(batch),
             [(part.id, part.size) for part in batch.parts],
             encoding,
         )

@@ -16,8 +16,8 @@ from typing import Any, Self
 from lockgate.cli.asking import Refused, asking
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.resources import NAMESPACES, PODS
+from lockgate.net.access import NotRunning
 from lockgate.sample.kubernetes_store import ObjectStore
-from lockgate.store.access import NotRunning
 from support.faults import Figures
 from support.faults.balancer import Balancer, Chances
 from support.faults.kubelet import PodLog, Pods, whole

@@ -67,7 +67,7 @@ def not_read_again(state: Path, journal: Journal) -> dict[str, Ranges] | None:
     held = journal.knowledge.held(RECEIVER)
     done = {source.rpartition(":")[2]: Ranges(ranges) for source, ranges in held.durable.items()}
     try:
-        entries = decode(FileStore(directory, fsync=False).load())
+        entries = decode(FileStore(directory, fsync=False).load()).files
     except (StorageError, ValueError):
         return None
     for entry in entries:

@@ -32,7 +32,9 @@ def a_batch(number: int, size: int = 40) -> Batch:
 
 def opened(directory: Path, *readers: str, segment_bytes: int = 8 << 20, compression: tuple[str, int | None] = ("zstd", 1)) -> Journal:
     names = readers or ("out",)
-    journal = Journal(directory / "queue", LOG, names, segment_bytes=segment_bytes, fsync=False, compression=compression)
+    journal = Journal(
+        directory / "queue", LOG, names, segment_bytes=segment_bytes, fsync=False, compression=compression, time_unix_nano=lambda: 0
+    )
     journal.open()
     return journal
 
@@ -437,6 +439,52 @@ def test_accounts_are_exact_over_kills_and_say_what_was_rejected_and_why(tmp_pat
         accounts = each.knowledge.accounts()
         assert accounts == expected
         assert sum(account.shares["out"].pending for account in accounts.values()) == 10
+
+
+def test_what_processors_dropped_is_filtered_and_never_queued_also_where_nothing_is_left(tmp_path: Path) -> None:
+    left, none = Origin("tail:a", 0, 100, 12, 7, 3), Origin("tail:a", 100, 200, 4, 0, 4)
+    journal = opened(tmp_path)
+    entries = appended(journal, Batch(Signal.LOGS, b"x", 7, "a", origins=(left,)), Batch(Signal.LOGS, b"", 0, "b", origins=(none,)))
+    settle(journal, entries)
+    journal.close()
+    again = opened(tmp_path)
+    (account,) = again.knowledge.accounts().values()
+    assert (account.lines, account.records, account.filtered, account.joined) == (16, 7, 7, 2)
+    assert account.shares == {"out": Share(7, 7)}
+    assert list(again.knowledge.held("tail").durable["tail:a"]) == [(0, 200)]
+
+
+def test_counts_of_files_that_are_gone_are_kept_for_their_container_while_it_has_one(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    knowledge = journal.knowledge
+    batches = [Batch(Signal.LOGS, b"x", 2, f"id-{name}", origins=(Origin(f"tail:{name}", 0, 10, 3, 2),)) for name in ("old", "new", "odd")]
+    entries = appended(journal, *batches)
+    groups = {"tail:old": "/pods/shop_web_1:2/main", "tail:new": "/pods/shop_web_1:2/main"}
+    settle(journal, entries[:2])
+    for _ in range(3):
+        knowledge.saved("tail", {"tail:new": 10}, groups)
+    group = "tail:=/pods/shop_web_1%3A2/main"
+    done, waiting = Account(3, 2, {"out": Share(2, 2)}), Account(3, 2, {"out": Share(2)})
+    assert knowledge.accounts() == {group: done, "tail:new": done, "tail:odd": waiting}
+    settle(journal, entries[2:])
+    for _ in range(4):
+        knowledge.saved("tail", {}, {})
+    assert knowledge.accounts() == {"tail:": Account(9, 6, {"out": Share(6, 6)})}
+    assert knowledge.total("tail").joined == 3
+
+
+def test_since_when_something_waits_is_known_after_a_restart(tmp_path: Path) -> None:
+    times = iter((10, 20, 30))
+    journal = Journal(tmp_path / "queue", LOG, ["out"], fsync=False, time_unix_nano=lambda: next(times))
+    journal.open()
+    appended(journal, a_batch(0))
+    appended(journal, a_batch(1))
+    assert journal.knowledge.share("out").since_unix_nano == 10
+    journal.close()
+    again = opened(tmp_path)
+    assert again.knowledge.share("out").since_unix_nano == 10
+    settle(again, drained(again))
+    assert again.knowledge.share("out").since_unix_nano == 0
 
 
 @settings(max_examples=150, deadline=None)

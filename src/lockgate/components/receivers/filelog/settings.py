@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from lockgate.kit.document import Path
 from lockgate.kit.units import Duration, Size
 from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.retry import RetryOnFailure
 from lockgate.tail.patterns import check, fixed_root
-from lockgate.tail.retry import RetryOnFailure
 
 # Log text is an attacker's: linear time or nothing.
 re2.set_fallback_notification(re2.FALLBACK_EXCEPTION)
