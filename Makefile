@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up test lint bench wheel peers test-peers soak soak-faults clean
+.PHONY: install up test lint bench wheel peers test-peers images test-images soak soak-faults clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.p*)
@@ -33,6 +33,13 @@ peers: install
 
 test-peers: install peers
 	$(BIN)/python -m pytest -m peers tests/peers
+
+# OCI archives in build/images, from Debian's packages and our wheels: docs/images.md.
+images: install
+	$(BIN)/python deploy/images/build.py
+
+test-images: images
+	$(BIN)/python -m pytest -m images tests/images
 
 bench: install peers
 	$(BIN)/python bench/logs.py

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The Debian parts that tests run for real: conmon writes CRI logs, nginx is a TLS proxy, ip makes network namespaces, nft rules
-# between them, dnsmasq answers names there, strace shows what a process really opens, systemd-journal-remote writes journal files.
+# between them, dnsmasq answers names there, strace shows what a process really opens, systemd-journal-remote writes journal files,
+# mmdebstrap fetches what images are made of, runc runs them.
 # Never fails: where they cannot be had, it says why, and the tests that need them skip.
 set -u
 PATH=$PATH:/usr/sbin:/sbin
@@ -13,6 +14,8 @@ command -v ip >/dev/null || missing="$missing iproute2"
 command -v nft >/dev/null || missing="$missing nftables"
 command -v dnsmasq >/dev/null || missing="$missing dnsmasq-base"
 test -x /lib/systemd/systemd-journal-remote || missing="$missing systemd-journal-remote"
+command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
+command -v runc >/dev/null || missing="$missing runc"
 command -v faketime >/dev/null || missing="$missing faketime"
 test -n "$missing" || exit 0
 

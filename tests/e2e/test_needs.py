@@ -85,7 +85,7 @@ def test_resolving_a_name_opens_only_what_its_needs_list(tmp_path: Path) -> None
         headers = {"Content-Type": "application/x-protobuf"}
         request = urllib.request.Request(f"http://127.0.0.1:{ports['http']}/v1/logs", log_batch("one").payload, headers)
         with suppress(OSError):  # it is delivered to nobody, so it is answered by nothing or by 503
-            urllib.request.urlopen(request, timeout=1).close()
+            urllib.request.urlopen(request, timeout=5).close()
         wait_until(lambda: "backend.invalid" in str(role.get("/ready")[1]), what="the name is known not to resolve")
     calls = list(parse(trace.read_text()))
     assert any("htons(53)" in call.arguments for call in calls), "no name server was asked: this test would prove nothing"

@@ -67,11 +67,14 @@ class Role:
         self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 
+    def command(self) -> list[str]:
+        """What is run."""
+        return [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
+
     def spawn(self) -> None:
         """Starts it, and waits for nothing."""
         with open(self.log, "ab") as output:
-            command = [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
 
     def start(self) -> None:
         self.spawn()

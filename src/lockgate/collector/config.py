@@ -9,7 +9,7 @@ import os
 import ssl
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from importlib import resources
 from pathlib import Path as FilePath
@@ -24,6 +24,7 @@ from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
 from lockgate.lockdown.interpreter import interpreter_needs
 from lockgate.lockdown.sandbox import Mode, is_shared
+from lockgate.net.trust import TrustSettings, under
 from lockgate.pipeline.contract import Component, Kind
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, followed, name_resolution
 
@@ -132,6 +133,8 @@ class ServiceSettings(Settings):
     sandbox: Mode = "best-effort"
     """How the process confines itself to its needs (`lockgate needs`) at start: `best-effort` as far as the kernel can, with a warning of
     what it cannot; `require` refuses to run without; `off` not at all. See docs/security.md."""
+    trust: TrustSettings = TrustSettings()
+    """Whom every component trusts, what it presents and which proxy it goes through, unless it says so itself. See docs/security.md."""
     shutdown_timeout: Duration = 20.0
     """How long SIGTERM may drain before what is left is cancelled; below Kubernetes' grace period of 30 s."""
     reload: Literal["on_signal", "on_change"] = "on_signal"
@@ -309,6 +312,7 @@ class _Check:
         pipelines = self._pipelines(service) if service else ()
         if service:
             self._extensions(service)
+            self._trust(service.trust)
             configuration = Configuration(self.components, pipelines, service, self.files, tuple(self.warnings))
             if not self.problems:
                 self._cycles(pipelines)
@@ -357,6 +361,30 @@ class _Check:
         if service and not service.pipelines and not service.extensions:
             self._problem(("service",), "nothing would be started", "add service.pipelines")
         return service or self._salvaged()
+
+    def _trust(self, trust: TrustSettings) -> None:
+        """Gives every component what the service says of trust."""
+        where: Path = ("service", "trust", "mutual_tls", "components")
+        mutual = trust.mutual_tls
+        for name in [name for name, secures in mutual.components.items() if secures] if mutual.directory else ():
+            from lockgate.net.mutual_tls import secured
+
+            section, _, id = name.partition("/")
+            key = next(((kind, id) for kind in Kind if kind.value == section), None)
+            if key is None or key not in self.defined:
+                self._problem((*where, name), f"{name} is not defined", nearest(name, [f"{kind.value}/{id}" for kind, id in self.defined]))
+            elif configured := self.components.get(key):
+                try:
+                    settings = secured(configured.settings, mutual)
+                except ValueError as error:
+                    self._problem((key[0].value, id), str(error))
+                    continue
+                if settings is None:
+                    self._problem((*where, name), f"{name} has no connection that could be secured", "take it out")
+                else:
+                    self.components[key] = replace(configured, settings=settings)
+        for key, configured in self.components.items():
+            self.components[key] = replace(configured, settings=under(configured.settings, trust))
 
     def _salvaged(self) -> ServiceSettings | None:
         """What can be read of a service section with problems, so that the references in it are checked in the same run."""

@@ -19,7 +19,8 @@ from pydantic import model_validator
 
 from lockgate.kit.settings import Secret
 from lockgate.net.tls import TlsClientSettings
-from lockgate.pipeline.needs import ComponentSettings, Connect, Need, Read, followed
+from lockgate.net.trust import Trusting, TrustSettings, under
+from lockgate.pipeline.needs import Connect, Need, Read, followed
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where the kubelet puts a pod's token, CA and namespace (client-go, rest.InClusterConfig)."""
@@ -66,7 +67,7 @@ class Access:
             yield from self.tls.needs()
 
 
-class KubernetesClientSettings(ComponentSettings):
+class KubernetesClientSettings(Trusting):
     """How a component reaches the Kubernetes API."""
 
     auth_type: Literal["none", "serviceAccount", "kubeConfig"] = "serviceAccount"
@@ -81,8 +82,8 @@ class KubernetesClientSettings(ComponentSettings):
     token_file: str = f"{SERVICE_ACCOUNT}/token"
     """With `auth_type: serviceAccount`, the file that holds the bearer token; read again for each request, because it rotates."""
     ca_file: str = ""
-    """PEM file of the CAs that may sign the API server's certificate. By default the service account's `ca.crt`, or the system's CAs where
-    that does not exist."""
+    """PEM file of the CAs that may sign the API server's certificate. By default the service account's `ca.crt`, or the system's CAs and
+    those of `service.trust` where that does not exist."""
 
     @model_validator(mode="after")
     def _complete(self) -> KubernetesClientSettings:
@@ -101,7 +102,10 @@ class KubernetesClientSettings(ComponentSettings):
         token_file = self.token_file if self.auth_type == "serviceAccount" else ""
         url = self.api_server.rstrip("/") or in_cluster_url(os.environ if environment is None else environment)
         own_ca = f"{SERVICE_ACCOUNT}/ca.crt"
-        return Access(url, token_file, tls=TlsClientSettings(ca_file=self.ca_file or (own_ca if Path(own_ca).exists() else "")))
+        tls = TlsClientSettings(ca_file=self.ca_file or (own_ca if Path(own_ca).exists() else ""))
+        # Of the service's trust its authorities alone: its certificate would be an identity here, and its proxy leads out of the cluster.
+        authorities = TrustSettings(ca_files=self._service.ca_files, include_system=self._service.include_system)
+        return Access(url, token_file, tls=under(tls, authorities))
 
     def api_needs(self, reason: str) -> Iterator[Need]:
         """What reaching the API opens and reads, whatever is then asked of it."""

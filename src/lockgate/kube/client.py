@@ -136,6 +136,13 @@ class Client:
             await self._session.close()
             self._session = None
 
+    async def explain(self, error: Exception) -> str:
+        """Why the server could not be reached, for a person."""
+        url = URL(self.access.url)
+        proxy = URL(self.access.proxy) if self.access.proxy else proxy_for(url, os.environ)
+        met = await self.access.tls.explain(error, url.host or "", url.port or 443, proxy)
+        return met or f"{type(error).__name__}: {error}"
+
     async def pages(self, query: Query, type_: type[T], limit: int = 500) -> AsyncIterator[Page[T]]:
         """The whole list, page by page, as it was at one moment. Raises Gone where that moment left the history between two pages.
 

@@ -88,7 +88,7 @@ class Reflector(Generic[T]):
             except AccessError as error:
                 problem = str(error)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                problem = f"cannot reach the Kubernetes API at {self._client.access.url}: {type(error).__name__}: {error}"
+                problem = f"cannot reach the Kubernetes API at {self._client.access.url}: {await self._client.explain(error)}"
             if not problem and self._clock.monotonic() - started >= SHORT_WATCH_SECONDS:
                 self._well()
                 continue

@@ -4,8 +4,6 @@ One attempt per call; retrying is the sender's. A call's failure becomes a Refus
 """
 
 import asyncio
-import base64
-import os
 import re
 import socket
 import ssl
@@ -30,8 +28,8 @@ from lockgate.kit.units import Duration
 from lockgate.net.auth import AuthSettings
 from lockgate.net.compression import compress_off_loop
 from lockgate.net.grpc import BoundedStream, GrpcError, Handler, Protocol, frame, keepalive, plain_headers, read_prefix, read_status, refuse
-from lockgate.net.proxy import proxy_for
-from lockgate.net.tls import TlsClientSettings, TlsError, explain
+from lockgate.net.proxy import proxy_credentials
+from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.contract import ComponentSettings, Context
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
 from lockgate.pipeline.needs import Connect, Need
@@ -171,9 +169,10 @@ class GrpcClientSettings(ComponentSettings):
 
     @property
     def proxy(self) -> URL | None:
-        """The proxy to go through: HTTPS_PROXY with or without TLS, as in grpc-go. Raises ValueError where the environment's is none."""
+        """The proxy to go through, the service's or else HTTPS_PROXY, with or without TLS as in grpc-go. Raises ValueError where the
+        environment's is none."""
         host, port = self.address
-        return proxy_for(URL.build(scheme="https", host=host, port=port), os.environ)
+        return self.tls.service.proxy_for(URL.build(scheme="https", host=host, port=port))
 
     def needs(self) -> Iterator[Need]:
         yield from self.tls.needs() if self.secure else ()
@@ -356,10 +355,10 @@ class GrpcClient:
         except socket.gaierror as error:
             reason = error.strerror or str(error)
             raise self._unavailable(f"the name does not resolve ({reason}); look at the name and at DNS egress") from error
-        except (OSError, TlsError, ProtocolError, ValueError) as error:
+        except (OSError, ProtocolError, ValueError) as error:
             met = None
             with suppress(ValueError):  # an unusable proxy is what `error` tells
-                met = await explain(error, *self._settings.address, self._settings.tls.server_name_override, self._proxy())
+                met = await self._settings.tls.explain(error, *self._settings.address, self._proxy())
             raise self._unavailable(met or str(error) or type(error).__name__) from error
 
     def _unavailable(self, why: str) -> GrpcError:
@@ -428,9 +427,7 @@ class GrpcClient:
             host, port = self._settings.address
             target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", f"User-Agent: {_USER_AGENT}"]
-            if proxy.user:
-                credentials = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
-                lines.append(f"Proxy-Authorization: Basic {credentials}")
+            lines += [f"{name}: {value}" for name, value in proxy_credentials(proxy).items()]
             transport.write("\r\n".join([*lines, "", ""]).encode())
             status = await tunnel.answer
             if not 200 <= status < 300:

@@ -4,9 +4,7 @@ One attempt per call and a verdict in the pipeline's words: what never reached a
 answer's status means is the caller's to say. URLs are never shown whole: an HTTP source's path is its secret.
 """
 
-import base64
 import errno
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,8 +19,8 @@ from lockgate.kit.settings import Secret, Settings
 from lockgate.kit.units import Duration, Size
 from lockgate.net.auth import AuthSettings
 from lockgate.net.compression import Encoding, compress_off_loop
-from lockgate.net.proxy import parse_proxy, proxy_for
-from lockgate.net.tls import TlsClientSettings, explain
+from lockgate.net.proxy import parse_proxy, proxy_credentials
+from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Retryable
 from lockgate.pipeline.needs import ComponentSettings, Connect, Need
@@ -63,7 +61,7 @@ class HttpClientSettings(ComponentSettings):
     auth: AuthSettings | None = None
     """The extension whose credentials are added to each request."""
     proxy_url: str = ""
-    """The proxy for every request, instead of what HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the environment say."""
+    """The proxy for every request, instead of that of `service.trust`, and of HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the environment."""
     cookies: CookieSettings = CookieSettings()
     """Whether cookies are kept."""
     read_buffer_size: Size = 0
@@ -115,7 +113,7 @@ class HttpClientSettings(ComponentSettings):
 
     def proxy(self, url: URL) -> URL | None:
         """The proxy for this URL, or None. Raises ValueError for an unusable one in the environment."""
-        return parse_proxy(self.proxy_url) if self.proxy_url else proxy_for(url, os.environ)
+        return parse_proxy(self.proxy_url) if self.proxy_url else self.tls.service.proxy_for(url)
 
     def speaks_tls(self, text: str) -> bool:
         """Whether requests to this URL go to a server, or through a proxy, that speaks TLS."""
@@ -126,9 +124,12 @@ class HttpClientSettings(ComponentSettings):
         return "https" in (url.scheme, proxy.scheme if proxy else "")
 
     def needs(self) -> Iterator[Need]:
-        # Over plain HTTP no certificate is read.
-        unused = set() if any(map(self.speaks_tls, self.urls())) else set(self.tls.needs())
-        yield from (need for need in super().needs() if need not in unused)
+        if any(map(self.speaks_tls, self.urls())):
+            yield from super().needs()
+        else:  # over plain HTTP no certificate is read, nor looked for
+            plain = self.model_copy()
+            plain.__dict__["tls"] = None
+            yield from super(HttpClientSettings, plain).needs()
         seen: set[tuple[str, int]] = set()
         for text in self.urls():
             url = URL(text)
@@ -151,7 +152,7 @@ class HttpClientSettings(ComponentSettings):
         if self.write_buffer_size:
             yield "write_buffer_size has no effect: bodies are written whole"
         for text in self.urls():
-            if not self.speaks_tls(text) and self.tls != TlsClientSettings() and not self.tls.insecure:
+            if not self.speaks_tls(text) and self.tls.model_fields_set and not self.tls.insecure:
                 yield f"tls has no effect on {safe_url(URL(text))}, which is plain HTTP; write https://"
 
 
@@ -228,7 +229,7 @@ class HttpClient:
         try:
             credentials = await self._credentials()
             proxy = settings.proxy(target)
-            to_proxy = _proxy_credentials(proxy)
+            to_proxy = proxy_credentials(proxy)
             async with self._session.post(
                 target,
                 data=sent,
@@ -256,7 +257,7 @@ class HttpClient:
             proxy = self._settings.proxy(url)
         except ValueError:
             return str(error)  # which says that it is no proxy
-        if text := await explain(error, url.host or "", url.port or 443, self._settings.tls.server_name_override, proxy):
+        if text := await self._settings.tls.explain(error, url.host or "", url.port or 443, proxy):
             return text
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return (
@@ -271,12 +272,6 @@ class HttpClient:
         if isinstance(error, aiohttp.ServerDisconnectedError):
             return "the server closed the connection without an answer"
         return f"{type(error).__name__}: {error}"
-
-
-def _proxy_credentials(proxy: URL | None) -> dict[str, str]:
-    if proxy is None or not proxy.user:
-        return {}
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(f'{proxy.user}:{proxy.password or str()}'.encode()).decode()}"}
 
 
 async def _bounded(stream: aiohttp.StreamReader) -> bytes:

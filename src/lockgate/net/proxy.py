@@ -1,6 +1,7 @@
 """Which proxy a request goes through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY as Go's httpproxy reads them, so that a pod's environment
 means to Lockgate what it means to the collector (golang.org/x/net/http/httpproxy, "FromEnvironment", "Config.NoProxy")."""
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 
@@ -24,6 +25,13 @@ def parse_proxy(text: str) -> URL:
     if not url.host:
         raise ValueError("a proxy URL names no host; write http://host:port")
     return url
+
+
+def proxy_credentials(proxy: URL | None) -> dict[str, str]:
+    """The header that lets us through this proxy; none where its URL names no user."""
+    if proxy is None or not proxy.user:
+        return {}
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(f'{proxy.user}:{proxy.password or str()}'.encode()).decode()}"}
 
 
 def uses_proxy(host: str, port: int, no_proxy: str) -> bool:

@@ -7,9 +7,11 @@ use, is logged once and is shown in the component's status. Rotation of a Secret
 
 import contextlib
 import os
+import re
 import ssl
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from logging import Logger
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +20,8 @@ from yarl import URL
 
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
+from lockgate.net.proxy import proxy_credentials
+from lockgate.net.trust import Trusting, TrustSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.needs import ComponentSettings, Need, followed
 
@@ -31,28 +35,19 @@ _VERSIONS = {
 _CHECK_SECONDS = 1.0
 """Files are looked at no more often than this, however many connections are made: a stat is cheap, not free."""
 
-# Where Linux distributions keep the bundle, then the directory (Go: crypto/x509 root_linux.go names the same places).
-_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-_DIRECTORIES = ("/etc/ssl/certs", "/etc/pki/tls/certs")
 
-
-class TlsError(Exception):
+class TlsError(OSError):
     """A certificate, key or CA cannot be used: which, where it was read from, why, and how to mend it."""
 
 
 class _TlsSettings(ComponentSettings):
     ca_file: str = ""
-    """PEM file with the certificates of the authorities to trust, instead of the system's."""
+    """PEM file with the certificates of the authorities to trust, instead of the system's and those of `service.trust`."""
     ca_pem: str = ""
     """The same, written here."""
     include_system_ca_certs_pool: bool = False
-    """Trust the system's authorities as well as those in `ca_file` or `ca_pem`. Without either, the system's are trusted anyway."""
+    """Trust the system's authorities, and those of `service.trust`, as well as those in `ca_file` or `ca_pem`. Without either, they are
+    trusted anyway."""
     cert_file: str = ""
     """PEM file with the certificate to present, followed by its intermediates."""
     cert_pem: str = ""
@@ -99,10 +94,6 @@ class _TlsSettings(ComponentSettings):
         for key, path in self._files():
             yield from followed(path, f"TLS {key}, followed as it changes")
 
-    def _system_files(self) -> list[str]:
-        has_own = self.ca_file or self.ca_pem
-        return _system_trust() if self.include_system_ca_certs_pool or not has_own else []
-
     def _new(self, protocol: int, alpn: Sequence[str]) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = _VERSIONS[self.min_version]
@@ -112,16 +103,9 @@ class _TlsSettings(ComponentSettings):
         if alpn:
             context.set_alpn_protocols(list(alpn))
         if self.cert_file or self.cert_pem:
-            self._load_certificate(context)
-        return context
-
-    def _load_certificate(self, context: ssl.SSLContext) -> None:
-        try:
             with _as_file(self.cert_file, self.cert_pem) as certificate, _as_file(self.key_file, self._pem("key")) as key:
-                context.load_cert_chain(certificate, key, _refuse_password)
-        except (OSError, ValueError) as error:
-            where = f"{self.cert_file or 'cert_pem'} with key {self.key_file or 'key_pem'}"
-            raise TlsError(f"cannot use TLS certificate {where}: {_cause(error)}") from error
+                _present(context, certificate, key, f"{self.cert_file or 'cert_pem'} with key {self.key_file or 'key_pem'}")
+        return context
 
     def _trust(self, context: ssl.SSLContext, key: str, path: str, pem: str = "") -> None:
         try:
@@ -130,8 +114,8 @@ class _TlsSettings(ComponentSettings):
             raise TlsError(f"cannot use TLS {key} {path}: {_cause(error)}".replace(" :", ":")) from error
 
 
-class TlsClientSettings(_TlsSettings):
-    """TLS of a client: whom to trust, and what to present."""
+class TlsClientSettings(_TlsSettings, Trusting):
+    """TLS of a client: whom to trust, and what to present. What it leaves open, `service.trust` may say."""
 
     insecure: bool = False
     """For gRPC: speak without TLS. Over HTTP the endpoint's scheme decides and this changes nothing, as in the collector."""
@@ -140,11 +124,17 @@ class TlsClientSettings(_TlsSettings):
     server_name_override: str = ""
     """The name to ask for and to expect in the server's certificate, where it is not the endpoint's host."""
 
+    @property
+    def service(self) -> TrustSettings:
+        """What the service trusts, presents and goes through where these settings say nothing."""
+        return self._service
+
     def needs(self) -> Iterator[Need]:
         yield from super().needs()
-        if not self.insecure_skip_verify and not self.insecure:
-            for path in self._system_files():
-                yield from followed(path, "the system's certificate authorities")
+        for key, path in self._service_certificate():
+            yield from followed(path, f"{key}, followed as it changes")
+        if not self.insecure_skip_verify and not self.insecure and self._trusts_service:
+            yield from self._service.needs()
 
     def warnings(self) -> Iterator[str]:
         if self.insecure_skip_verify:
@@ -152,23 +142,64 @@ class TlsClientSettings(_TlsSettings):
 
     def follow(self, context: Context, alpn: Sequence[str] = ()) -> "ReloadingContext":
         """The client's TLS context for this component, followed as its files change. Raises TlsError."""
-        return ReloadingContext(lambda: self._build(alpn), self._watched, context, self.reload_interval)
+        return ReloadingContext(lambda: self._build(alpn, context.logger), self._watched, context, self.reload_interval)
+
+    async def explain(self, error: BaseException, host: str, port: int, proxy: URL | None = None) -> str | None:
+        """What a failed verification met, what was trusted, and how to mend it; None where the error is no failed verification.
+
+        Connects to host:port once more, unverified, sends nothing, and reads who issued the certificate there: an issuer's name says at
+        once that a proxy, or a private authority, stands in between.
+        """
+        failure = _verification_failure(error)
+        if failure is None:
+            return None
+        where = f"{host}:{port}" + (f" behind the proxy {proxy.host}:{proxy.port}" if proxy else "")
+        met = await _presented(host, port, self.server_name_override or host, proxy)
+        issued = f" (subject {met[0]}, issued by {met[1]})" if met else ""
+        if failure.verify_code in (62, 63, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, .._EMAIL_MISMATCH, .._IP_ADDRESS_MISMATCH
+            mend = "set server_name_override to a name that the certificate has"
+        elif failure.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+            mend = "renew the server's certificate, or set this machine's clock"
+        else:
+            own = [self.ca_file or "ca_pem"] if self.ca_file or self.ca_pem else []
+            mend = f"trusted is what is in {_enumerated(own + self._service_files())}; set tls.ca_file to the certificate of that issuer"
+            mend += ", or service.trust.ca_files for every component"
+            mend += ": it is the proxy's own where the proxy inspects TLS" if proxy else ""
+        return f"the certificate of {where} was not accepted: {failure.verify_message}{issued}; {mend}"
+
+    @property
+    def _trusts_service(self) -> bool:
+        return self.include_system_ca_certs_pool or not (self.ca_file or self.ca_pem)
+
+    def _service_files(self) -> list[str]:
+        return [path for _, path in self._service.files()] + self._service.system_files() if self._trusts_service else []
+
+    def _service_certificate(self) -> list[tuple[str, str]]:
+        certificate = self._service.client_certificate
+        if certificate is None or self.cert_file or self.cert_pem or self.insecure:
+            return []
+        where = "service.trust.client_certificate"
+        return [(f"{where}.cert_file", certificate.cert_file), (f"{where}.key_file", certificate.key_file)]
 
     def _watched(self) -> list[str]:
-        return [path for _, path in self._files()] + self._system_files()
+        return [path for _, path in (*self._files(), *self._service_certificate())] + self._service_files()
 
-    def _build(self, alpn: Sequence[str]) -> ssl.SSLContext:
+    def _build(self, alpn: Sequence[str], logger: Logger) -> ssl.SSLContext:
         context = self._new(ssl.PROTOCOL_TLS_CLIENT, alpn)
+        if certificate := self._service_certificate():
+            (_, file), (_, key) = certificate
+            _present(context, file, key, f"service.trust.client_certificate {file} with key {key}")
         if self.insecure_skip_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             return context
         if self.ca_file or self.ca_pem:
             self._trust(context, "ca_file" if self.ca_file else "ca_pem", self.ca_file, self.ca_pem)
-        for path in self._system_files():
-            # One unreadable file in the system's directory (a README, a dangling link) takes nothing from the others.
-            with contextlib.suppress(OSError, ssl.SSLError):
-                context.load_verify_locations(path)
+        if self._trusts_service:
+            for key, path in self._service.files():
+                self._trust(context, key, path)
+            for path in self._service.system_files():
+                _trust_system(context, path, logger)
         return context
 
 
@@ -256,29 +287,6 @@ class ReloadingContext:
         return tuple(_stat(path) for path in self._watched())
 
 
-async def explain(error: BaseException, host: str, port: int, server_name: str = "", proxy: URL | None = None) -> str | None:
-    """What a failed verification met, and how to mend it; None where the error is no failed verification.
-
-    Connects to host:port once more, unverified, sends nothing, and reads who issued the certificate there: an issuer's name says at once
-    that a proxy, or a private authority, stands in between. Not through an HTTP proxy, which is then named.
-    """
-    failure = _verification_failure(error)
-    if failure is None:
-        return None
-    where = f"{host}:{port}" + (f" behind the proxy {proxy.host}:{proxy.port}" if proxy else "")
-    met = None if proxy else await _presented(host, port, server_name or host)
-    issued = f" (subject {met[0]}, issued by {met[1]})" if met else ""
-    if failure.verify_code in (62, 63, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, .._EMAIL_MISMATCH, .._IP_ADDRESS_MISMATCH
-        mend = "set server_name_override to a name that the certificate has"
-    elif failure.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-        mend = "renew the server's certificate, or set this machine's clock"
-    elif proxy:
-        mend = "set tls.ca_file to the certificate of its issuer, which is the proxy's own where the proxy inspects TLS"
-    else:
-        mend = "set tls.ca_file to the certificate of that issuer"
-    return f"the certificate of {where} was not accepted: {failure.verify_message}{issued}; {mend}"
-
-
 def _verification_failure(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
     while error is not None:
         # aiohttp's own error is a SSLCertVerificationError as well, but an empty one: the real one is inside.
@@ -289,27 +297,36 @@ def _verification_failure(error: BaseException | None) -> ssl.SSLCertVerificatio
     return None
 
 
-async def _presented(host: str, port: int, server_name: str) -> tuple[str, str] | None:
+async def _presented(host: str, port: int, server_name: str, proxy: URL | None) -> tuple[str, str] | None:
+    """(subject, issuer) of the certificate there; through a plain HTTP proxy's tunnel where there is one."""
     import asyncio
 
+    if proxy is not None and proxy.scheme == "https":
+        return None  # whose certificate may be the very one that is not trusted, and whose password is not for strangers
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    writer = None
     try:
         async with asyncio.timeout(5):
-            _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=server_name)
-    except (OSError, TimeoutError):
-        return None
-    try:
+            reader, writer = await asyncio.open_connection(*((proxy.host, proxy.port) if proxy else (host, port)))
+            if proxy is not None:
+                target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                head = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *(f"{k}: {v}" for k, v in proxy_credentials(proxy).items())]
+                writer.write("\r\n".join([*head, "", ""]).encode())
+                if (await reader.readuntil(b"\r\n\r\n")).split()[1:2] != [b"200"]:
+                    return None
+            await writer.start_tls(context, server_hostname=server_name)
         # Public as SSLObject.get_unverified_chain from Python 3.13 on; there in its C part since 3.10.
         connection = writer.get_extra_info("ssl_object")
         chain = getattr(connection, "_sslobj", connection).get_unverified_chain()
         information = chain[0].get_info()
         return _name(information.get("subject", ())), _name(information.get("issuer", ()))
-    except (AttributeError, IndexError, ssl.SSLError, TypeError):
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, AttributeError, LookupError, TypeError):
         return None
     finally:
-        writer.transport.abort()
+        if writer is not None:
+            writer.transport.abort()
 
 
 def _name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
@@ -318,23 +335,40 @@ def _name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
     return repr(text or "nobody")
 
 
-def _system_trust() -> list[str]:
-    """The system's CA files: SSL_CERT_FILE, else the distribution's bundle, else every file in the certificates' directory.
+def _enumerated(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 5} more files" if len(paths) > 5 else ""
+    return ", ".join(paths[:5]) + more if paths else "no file at all"
 
-    The last one serves a Secret mounted over /etc/ssl/certs, which works for Go programs, and in which OpenSSL itself finds nothing for
-    want of hash links.
+
+def _trust_system(context: ssl.SSLContext, path: str, logger: Logger) -> None:
+    """Adds what is usable in this file: one bad file of the system's (a README, a dangling link) takes nothing from the others.
+
+    Nor does one bad certificate from those beside it. OpenSSL alone would then take none of the file: a bundle to which an init container
+    has appended a certificate without a line's end before it would leave nobody trusted.
     """
-    if (named := os.environ.get("SSL_CERT_FILE")) is not None:
-        return [named]
-    directories = [path for path in os.environ.get("SSL_CERT_DIR", "").split(":") if path]
-    if not directories:
-        default = ssl.get_default_verify_paths().openssl_cafile
-        if bundle := next((path for path in (*_BUNDLES, default) if Path(path).is_file()), None):
-            return [bundle]
-        directories = list(_DIRECTORIES)
-    return sorted(
-        str(path) for directory in directories if Path(directory).is_dir() for path in Path(directory).iterdir() if path.is_file()
-    )
+    try:
+        context.load_verify_locations(path)
+        return
+    except OSError as error:  # ssl.SSLError is one
+        reason = error
+    usable = 0
+    with contextlib.suppress(OSError):
+        for block in _CERTIFICATE.findall(Path(path).read_bytes()):
+            with contextlib.suppress(ssl.SSLError, ValueError):
+                context.load_verify_locations(cadata=block.decode("ascii"))
+                usable += 1
+    if path.endswith((".crt", ".pem")) or usable:
+        logger.warning("CA file %s is not used as it is: %s; %d certificates in it are", path, _cause(reason), usable)
+
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
+
+
+def _present(context: ssl.SSLContext, certificate: str, key: str, where: str) -> None:
+    try:
+        context.load_cert_chain(certificate, key, _refuse_password)
+    except (OSError, ValueError) as error:
+        raise TlsError(f"cannot use TLS certificate {where}: {_cause(error)}") from error
 
 
 def _stat(path: str) -> tuple[str, int, int, int]:

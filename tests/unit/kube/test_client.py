@@ -212,8 +212,12 @@ async def test_the_servers_certificate_must_come_from_the_given_authority_and_a_
     clock = VirtualClock()
     async for url in served_by(authority):
         async with Client(Access(url, tls=TlsClientSettings(ca_file=str(ca_file))), context(clock=clock)) as client:
-            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            with pytest.raises(aiohttp.ClientConnectorCertificateError) as caught:
                 await names(client)
+            explained = await client.explain(caught.value)
+            assert "was not accepted" in explained
+            assert "issued by 'O=trustme" in explained
+            assert f"trusted is what is in {ca_file}" in explained
             authority.cert_pem.write_to_path(ca_file)
             clock.now += 2
             assert await names(client) == []
