@@ -90,11 +90,15 @@ class Rounds:
 
     async def start(self) -> None:
         """Looks once, so that what cannot be read is known before anything runs; then reads in the background."""
-        self._groups = self._groups_of(self._tailer.snapshot())
-        found = await self._collect()
-        # Which files are there is known before anything of them is delivered, and so what is new after a kill.
-        await self._save_now()
-        await self._deliver_soon(found)
+        try:
+            self._groups = self._groups_of(self._tailer.snapshot())
+            found = await self._collect()
+            # Which files are there is known before anything of them is delivered, and so what is new after a kill.
+            await self._save_now()
+            await self._deliver_soon(found)
+        except BaseException:
+            self._close()
+            raise
         self._reading = self._spawn(self._read(), "read")
         self._spawn(self._keep_saving(), "checkpoints")
 
@@ -111,12 +115,23 @@ class Rounds:
                 await self._room.wait_for(lambda: not self.rounds_under_way)
         finally:
             self._remove_reader()
-            if self._job is None or self._job.done():  # else the stop was cancelled, and a thread still uses the tailer
+            if self._is_free:
                 self._tailer.give_back(self._given_back)
                 entries = self._tailer.snapshot()
                 self.left = Checkpoint(1, entries, list(self._tailer.gaps.values()))
                 self._tell_saved(entries, self._save(entries))
-                self._tailer.close()
+            self._close()
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether no thread uses the tailer; after a stop that was cancelled one may."""
+        return self._job is None or self._job.done()
+
+    def _close(self) -> None:
+        if self._is_free:
+            self._tailer.close()
+        elif self._job is not None:
+            self._job.add_done_callback(lambda _: self._tailer.close())
 
     def give_back(self, origins: Iterable[Origin]) -> None:
         """A queue lost these ranges: they are read again."""

@@ -27,6 +27,7 @@ from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.contract import Held, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.pipeline.needs import Read
+from lockgate.tail.tailer import Tailer
 
 POD = "ns-1_pod-1_0a1b-2c"
 
@@ -591,3 +592,17 @@ async def test_live_rotation_as_the_kubelet_does_it_gives_each_record_exactly_on
         # A file is renamed while it is followed, found when it was rotated already, or drained from its descriptor alone.
         assert seen + found <= rotated == 100
     assert sorted(sink.bodies()) == sorted(written)
+
+
+async def test_a_start_that_fails_leaves_nothing_open(pods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pods / "a.log").write_text("a line\n")
+
+    def fails(self: Tailer, *arguments: Any) -> Any:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Tailer, "collect", fails)
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(OSError, match="the disk is gone"):
+        async with make(Sink(), include=[f"{pods}/*.log"]):
+            pass
+    assert set(Path("/proc/self/fd").iterdir()) <= before
