@@ -54,7 +54,7 @@ PACED_FILES, PACED_LINES_PER_SECOND = 110, 11_000
 PODS = 1000
 _ACCEPTED = "otelcol_receiver_accepted_log_records"
 BATCH_RECORDS, BATCH_RESOURCES = 8192, 110
-LABELLING = Agent("lockgate, pods' labels added by the agent", agents.lockgate_agent(labels=True))
+LABELLING = Agent("lockgate with the pods' labels", agents.lockgate_agent(labels=True))
 
 
 @dataclass(slots=True)
