@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up test lint bench wheel peers test-peers soak clean
+.PHONY: install up test lint bench wheel peers test-peers soak soak-faults clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/lockgate/wire/*.p*)
@@ -37,7 +37,8 @@ bench: install peers
 	$(BIN)/python bench/logs.py
 
 # Thousands of random histories of a container's log; then the kernels fuzzed under the address and undefined-behaviour sanitizers, against
-# their uncompiled forms; the doors with new examples.
+# their uncompiled forms; the doors with new examples; then every fault test in its long form (docs/soak.md): hours, and 25 GB of disk.
+# `make soak-faults PLAYS='kills power'` runs some of these.
 SOAK_SECONDS ?= 120
 SOAK_HISTORIES ?= 10000
 soak: install
@@ -47,6 +48,12 @@ soak: install
 	LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/python tests/soak/kernels.py build/soak $(SOAK_SECONDS)
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python tests/soak/faults.py
+
+PLAYS ?=
+soak-faults: install
+	sh tests/install-debian.sh
+	$(BIN)/python tests/soak/faults.py $(PLAYS)
 
 wheel: install
 	$(BIN)/python -m build --outdir dist .

@@ -13,6 +13,7 @@ command -v ip >/dev/null || missing="$missing iproute2"
 command -v nft >/dev/null || missing="$missing nftables"
 command -v dnsmasq >/dev/null || missing="$missing dnsmasq-base"
 test -x /lib/systemd/systemd-journal-remote || missing="$missing systemd-journal-remote"
+command -v faketime >/dev/null || missing="$missing faketime"
 test -n "$missing" || exit 0
 
 not_installed() {

@@ -49,8 +49,10 @@ class Origin:
     start: int
     end: int
     lines: int = 0
-    """Lines in these bytes, and how many records they became; for the ledger."""
+    """Lines in these bytes, and how many records of the batch they became; for the ledger."""
     records: int = 0
+    filtered: int = 0
+    """Records that they became and that were dropped on the way, as a processor was told to; not among `records`."""
 
     @property
     def owner(self) -> str:
@@ -85,6 +87,8 @@ class Batch:
     """Set on a merged batch alone."""
     encoded: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
     """The payload in a content encoding, where somebody has made it already: compression is most of what sending costs."""
+    regrouped: bool = False
+    """Whether its resources are no longer those of its origins, in their order."""
     _message: list[Any] = field(default_factory=list, repr=False, compare=False)
     _resources: Resources | None = field(default=None, init=False, repr=False, compare=False)
     """Set while `payload` is not: what it is made of when it is first asked for, so that a chain of resource processors copies once."""
@@ -111,13 +115,34 @@ class Batch:
         """A parsed request of the caller's own, for `with_message`."""
         return message_type(self.signal).FromString(self.payload)
 
-    def with_message(self, message: Message, count: int) -> Batch:
-        """This batch with another content, of `count` records."""
-        return replace(self, payload=message.SerializeToString(), count=count, parts=(), encoded={}, _message=[message])
+    def with_message(self, message: Message, count: int, dropped: Sequence[int] = ()) -> Batch:
+        """This batch with another content, of `count` records; `dropped` as for `with_payload`."""
+        origins = self._origins_of(count, dropped)
+        return replace(self, payload=message.SerializeToString(), count=count, origins=origins, parts=(), encoded={}, _message=[message])
 
-    def with_payload(self, payload: bytes, count: int | None = None) -> Batch:
-        """This batch with other bytes, of `count` records; of as many as before without it."""
-        return replace(self, payload=payload, count=self.count if count is None else count, parts=(), encoded={}, _message=[])
+    def with_payload(self, payload: bytes, count: int | None = None, dropped: Sequence[int] = ()) -> Batch:
+        """This batch with other bytes, of `count` records; of as many as before without it.
+
+        `dropped` says how many records each of its resources lost, so that the ledger knows of which origin they were.
+        """
+        count = self.count if count is None else count
+        origins = self._origins_of(count, dropped)
+        return replace(self, payload=payload, count=count, origins=origins, parts=(), encoded={}, _message=[])
+
+    def _origins_of(self, left: int, dropped: Sequence[int]) -> tuple[Origin, ...]:
+        """The origins, when so many records are left. What cannot be told of one of them is told of their receiver, as `OWNER:?`."""
+        if left == self.count or not self.origins:
+            return self.origins
+        origins = list(self.origins)
+        givers = [number for number, origin in enumerate(origins) if origin.records > 0]
+        if len(givers) == 1:
+            dropped = [self.count - left]
+        elif self.regrouped or len(dropped) != len(givers):
+            return (*origins, Origin(f"{origins[0].owner}:?", 0, 0, 0, left - self.count, self.count - left))
+        for number, gone in zip(givers, dropped, strict=True):
+            origin = origins[number]
+            origins[number] = replace(origin, records=origin.records - gone, filtered=origin.filtered + gone)
+        return tuple(origins)
 
     def through(self, name: str) -> Batch:
         """This batch as it goes on behind a fork: under ids that follow from its own and the name of the way.
@@ -135,24 +160,26 @@ class Batch:
         """
         held = self._resources or resources(self.payload)
         if held is None:
-            payload, changed, removed = _map_resources(self.payload, edit)
-            return self.with_payload(payload, self._without(removed)) if changed else self
+            payload, changed, dropped = _map_resources(self.signal, self.payload, edit)
+            return self.with_payload(payload, self.count - sum(dropped), dropped) if changed else self
         edited = held.edited(edit)
         if edited is None:
             return self
-        batch = self.with_payload(b"", self._without(edited[1]))
-        object.__setattr__(batch, "_resources", edited[0])
+        left, removed = edited[0], iter(edited[1])
+        # One that was removed by a step before this is none of this batch's any more.
+        still = [after for before, after in zip(held.raws, left.raws, strict=True) if before is not None] if edited[1] else ()
+        dropped = [count_records(self.signal, next(removed)) if after is None else 0 for after in still]
+        batch = self.with_payload(b"", self.count - sum(dropped), dropped)
+        object.__setattr__(batch, "_resources", left)
         object.__delattr__(batch, "payload")
         return batch
 
-    def _without(self, removed: list[bytes]) -> int:
-        return self.count - sum(count_records(self.signal, part) for part in removed)
 
-
-def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[bytes]]:
+def _map_resources(signal: Signal, payload: bytes, edit: Callable[[bytes], bytes | None]) -> tuple[bytes, bool, list[int]]:
+    """The payload, whether it is another, and how many records each resource lost."""
     view = memoryview(payload)
     out: list[bytes | memoryview] = []
-    removed: list[bytes] = []
+    dropped: list[int] = []
     edited: dict[bytes, bytes | None] = {}
     position, size, changed = 0, len(payload), False
     while position < size:
@@ -176,7 +203,7 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
             new = edited[raw] = edit(raw)
         if new is None:
             changed = True
-            removed.append(payload[start:end])
+            dropped.append(count_records(signal, payload[start:end]))
         elif new is raw or new == raw:
             out.append(view[start:end])
         else:
@@ -184,8 +211,10 @@ def _map_resources(payload: bytes, edit: Callable[[bytes], bytes | None]) -> tup
             head = b"\x0a" + varint(len(new))
             body = sum(map(len, rest))
             out += (b"\x0a" + varint(len(head) + len(new) + body) + head, new, *rest)
+        if new is not None:
+            dropped.append(0)
         position = end
-    return (b"".join(out) if changed else payload), changed, removed
+    return (b"".join(out) if changed else payload), changed, dropped
 
 
 def _resource(payload: bytes, view: memoryview, position: int, end: int) -> tuple[bytes, list[memoryview]]:
@@ -301,6 +330,7 @@ def merge(batches: Iterable[Batch]) -> Batch:
         several[0].peer,
         tuple(origin for batch in several for origin in batch.origins),
         parts,
+        regrouped=any(batch.regrouped for batch in several),
     )
 
 
@@ -317,15 +347,18 @@ def split(batch: Batch, max_records: int) -> list[Batch]:
     """This batch in pieces of at most so many records, in order; itself where it is small enough.
 
     A piece's id follows from the batch's (`id#0`, `id#1`, ...), so that sending the batch again gives the same pieces. The origins go with
-    the last piece: they are durable when all pieces are, and pieces are sent in order. Raises DecodeError.
+    the last piece: they are durable when all pieces are, and pieces are sent in order. So that their records are counted once, the last
+    piece takes back, of the empty source, what the others were counted as. Raises DecodeError.
     """
     if batch.count <= max_records:
         return [batch]
     payload = batch.payload
     cut = list(_cut(payload, 0, len(payload), _CHILDREN[batch.signal], max_records, max_records))
     last = len(cut) - 1
+    others = sum(count for _, count in cut[:-1])
+    origins = (*batch.origins, Origin("", 0, 0, 0, -others)) if batch.origins else ()
     return [
-        Batch(batch.signal, piece, count, f"{batch.id}#{number}", batch.peer, batch.origins if number == last else ())
+        Batch(batch.signal, piece, count, f"{batch.id}#{number}", batch.peer, origins if number == last else (), regrouped=batch.regrouped)
         for number, (piece, count) in enumerate(cut)
     ]
 

@@ -76,6 +76,24 @@ def test_partial_lines_are_whole_again(up: tuple[Path, "subprocess.Popen[bytes]"
     assert all(row["size"] > 40_000 for row in ask(state, sql))
 
 
+def test_where_finds_every_role_and_every_line_of_a_pod(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, _ = up
+
+    def where() -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(lockgate("where", "data/postgres-0", "--state", str(state), "--output", "json").stdout)
+        return answer
+
+    assert set(where()) == {"logs_collector", "logs_metadata", "metrics_metadata", "traces"}
+    wait_until(lambda: where()["logs_collector"]["containers"], 30, "the pod's log")
+    (container,) = where()["logs_collector"]["containers"]
+    for counts in (file["queues"]["logs"] for file in container["files"]):
+        parts = ("records", "joined", "filtered", "under_way", "waiting_to_be_joined")
+        assert counts["read"] == sum(counts[part] for part in parts)
+    totals = lockgate("where", "--state", str(state))
+    assert totals.returncode == 0, totals.stderr
+    assert "== logs_collector\nreceiver filelog: " in totals.stdout and "== traces" in totals.stdout
+
+
 @pytest.mark.parametrize("table", ["metrics", "traces"])
 def test_metrics_and_traces_take_the_same_road(up: tuple[Path, "subprocess.Popen[bytes]"], table: str) -> None:
     state, _ = up

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from lockgate.batch import Batch, Origin, Signal, count_records, derived_id
 from lockgate.kit.metrics import Metrics
-from lockgate.pipeline.contract import Component, Context, Extension, Held, Kind, Status
+from lockgate.pipeline.contract import NO_GROUPS, Component, Context, Extension, Held, Holder, Kind, Status
 
 
 class Sink:
@@ -108,8 +108,11 @@ class FakeHost:
     def held(self, owner: str) -> Held:
         return self.holds
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         self.positions[owner] = dict(positions)
+
+    def behind(self, owner: str) -> Sequence[Holder]:
+        return []
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         self.given_back.extend(origins)

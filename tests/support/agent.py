@@ -23,7 +23,7 @@ from lockgate.components.extensions.file_storage import FileStorageExtension, Fi
 from lockgate.components.receivers.filelog import FilelogReceiver
 from lockgate.components.receivers.filelog.settings import FilelogSettings
 from lockgate.kit.ranges import Ranges
-from lockgate.pipeline.contract import Held, Kind
+from lockgate.pipeline.contract import NO_GROUPS, Held, Kind
 from lockgate.pipeline.errors import Retryable
 from lockgate.tail.rounds import decode
 from support import FakeHost, context
@@ -90,7 +90,7 @@ class QueueHost(FakeHost):
     def held(self, owner: str) -> Held:
         return self._journal.held()
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         with contextlib.suppress(Retryable):
             self._journal.append({"saved": dict(positions)})
 
@@ -142,7 +142,7 @@ class Agent:
             for path in stored.glob("state.[01]"):
                 (Path(copy) / path.name).write_bytes(path.read_bytes())
             try:
-                return [entry.size for entry in decode(FileStore(Path(copy)).load())]
+                return [entry.size for entry in decode(FileStore(Path(copy)).load()).files]
             except OSError:
                 return []  # caught while it is written
 

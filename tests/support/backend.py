@@ -25,6 +25,10 @@ class Backend:
         """Whether the connection is closed where an answer should be: what was taken was taken, and nobody is told."""
         self.hold = threading.Event()
         self.hold.set()
+        self.judge: Callable[[Any], int] = lambda message: self.status
+        """The status for this message."""
+        self.refused: list[Any] = []
+        """Messages that were answered 400."""
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         """(path, headers, message) of each request that was answered 200."""
         self.seen = 0
@@ -37,14 +41,17 @@ class Backend:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 backend.seen += 1
                 backend.hold.wait(60)
-                if backend.status == 200:
-                    raw = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-                    message = message_type(PATHS[self.path]).FromString(raw)
+                raw = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+                message = message_type(PATHS[self.path]).FromString(raw)
+                status = backend.judge(message)
+                if status == 400:
+                    backend.refused.append(message)
+                if status == 200:
                     backend.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, message))
                 if backend.loses_answer():
                     self.close_connection = True
                     return
-                self.send_response(backend.status)
+                self.send_response(status)
                 for name, value in backend.headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", "0")

@@ -1,5 +1,6 @@
 """OTLP requests for tests: small, of each signal, with every kind of value."""
 
+import urllib.request
 from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -86,3 +87,10 @@ def made(signal: Signal, request: Any, count: int, id: str = "") -> Batch:
     """A batch of this request; its id follows from the bytes unless one is given."""
     payload = request.SerializeToString()
     return Batch(signal, payload, count, id or derived_id(payload.hex()))
+
+
+def post_logs(port: int, payload: bytes, id: str) -> None:
+    """Sends a request over OTLP/HTTP under this id; raises OSError unless it is acknowledged."""
+    headers = {"Content-Type": "application/x-protobuf", "X-Lockgate-Batch-Id": id}
+    with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/logs", payload, headers), timeout=30):
+        pass

@@ -62,14 +62,19 @@ class Role:
         (directory / "common.yaml").write_text(json.dumps(common))
         files = [preset] * bool(preset) + [str(directory / name) for name in ("config.yaml", "common.yaml")]
         self.configs = [argument for file in files for argument in ("--config", file)]
-        self.environment = {**os.environ, "LOCKGATE_STATE": str(directory / "state"), **(environment or {})}
+        own = {"LOCKGATE_STATE": str(directory / "state"), "LOCKGATE_LEDGER_PORT": str(free_port())}
+        self.environment = {**os.environ, **own, **(environment or {})}
         self.expect_ready, self.prefix = expect_ready, prefix
         self.process: subprocess.Popen[bytes]
 
-    def start(self) -> None:
+    def spawn(self) -> None:
+        """Starts it, and waits for nothing."""
         with open(self.log, "ab") as output:
             command = [*self.prefix, sys.executable, "-P", "-m", "lockgate.cli.main", "run", *self.configs]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment)
+
+    def start(self) -> None:
+        self.spawn()
         deadline = time.monotonic() + 20
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -8,7 +8,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from lockgate.kit.ranges import Ranges
 from lockgate.tail.follow import Flush, Parser, Saved
-from lockgate.tail.tailer import Options, Round, Tailer
+from lockgate.tail.options import Options
+from lockgate.tail.reading import Round
+from lockgate.tail.tailer import Tailer
 from lockgate.wire import cri, lines
 from lockgate.wire.parsed import Parsed
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from support import logs
 
 from lockgate.batch import Batch, Origin, Part, Signal, count_records, derived_id, merge, message_type
 from lockgate.wire.protobuf import DecodeError, delimited, key_values, varint
@@ -226,3 +227,41 @@ def test_a_message_is_parsed_once_and_encoded_once() -> None:
     assert changed.message is mine
     assert changed.payload == mine.SerializeToString()
     assert batch.message.resource_logs[0].schema_url == ""
+
+
+def origins(batch: Batch) -> list[tuple[int, int]]:
+    return [(origin.records, origin.filtered) for origin in batch.origins]
+
+
+def three_files() -> Batch:
+    """Of three files, one of which gave no record."""
+    batch = merge([logs("a", "b", name="one"), logs("c", "d", "e", name="two")])
+    given = (Origin("tail:1", 0, 10, 2, 2), Origin("tail:2", 0, 10, 1, 0), Origin("tail:3", 0, 10, 3, 3))
+    return replace(batch, origins=given)
+
+
+def test_what_is_dropped_of_each_resource_is_told_of_its_origin() -> None:
+    batch = three_files()
+    assert origins(batch.with_payload(b"", 2, [1, 2])) == [(1, 1), (0, 0), (1, 2)]
+    assert origins(batch.with_payload(b"", 0, [2, 3])) == [(0, 2), (0, 0), (0, 3)]
+    assert origins(batch.with_payload(b"")) == origins(batch)
+
+
+def test_a_removed_resource_is_told_of_its_origin() -> None:
+    batch = three_files()
+    left = batch.map_resources(lambda raw: None if b"two" in raw else raw)
+    assert (left.count, origins(left)) == (2, [(2, 0), (0, 0), (0, 3)])
+    # The origin that has given everything away is no origin of what comes next.
+    assert origins(left.map_resources(lambda raw: None)) == [(0, 2), (0, 0), (0, 3)]
+
+
+def test_what_is_dropped_without_saying_of_what_is_told_of_the_receiver() -> None:
+    batch = three_files()
+    for left in (batch.with_payload(b"", 1), replace(batch, regrouped=True).with_payload(b"", 1, [2, 2])):
+        assert origins(left) == [(2, 0), (0, 0), (3, 0), (-4, 4)]
+        assert left.origins[-1].source == "tail:?"
+
+
+def test_what_is_dropped_of_one_origin_is_told_of_it_however_it_was_regrouped() -> None:
+    batch = replace(logs("a", "b"), origins=(Origin("tail:1", 0, 10, 2, 2),), regrouped=True)
+    assert origins(batch.with_payload(b"", 1)) == [(1, 1)]

@@ -43,13 +43,13 @@ def data_points(metric: Any) -> Any:
     return getattr(metric, kind).data_points if kind else ()
 
 
-def keep(signal: Signal, request: Any, stays: Callable[[Any, Any, Any], bool]) -> int:
+def keep(signal: Signal, request: Any, stays: Callable[[Any, Any, Any], bool]) -> list[int]:
     """Removes every record (a metric with all its points) for which `stays(resource entry, scope entry, record)` is false.
 
-    Scopes and resources that this empties go too. Returns how many items are left: log records, spans or data points.
+    Scopes and resources that this empties go too. Returns how many items each resource has lost: log records, spans or data points.
     """
-    left = 0
     entries = resources(signal, request)
+    dropped = [0] * len(entries)
     for at in range(len(entries) - 1, -1, -1):
         entry = entries[at]
         inner = scopes(signal, entry)
@@ -58,17 +58,22 @@ def keep(signal: Signal, request: Any, stays: Callable[[Any, Any, Any], bool]) -
             held = records(signal, scope)
             staying = [record for record in held if stays(entry, scope, record)]
             if len(staying) != len(held):
+                before = _items(signal, held)
                 # Copies before clearing: deleting one by one would shift the rest each time.
                 kept = type(scope)()
                 records(signal, kept).extend(staying)
                 del held[:]
                 held.MergeFrom(records(signal, kept))
-            left += sum(len(data_points(metric)) for metric in held) if signal is Signal.METRICS else len(held)
+                dropped[at] += before - _items(signal, held)
             if not held:
                 del inner[position]
         if not inner:
             del entries[at]
-    return left
+    return dropped
+
+
+def _items(signal: Signal, held: Any) -> int:
+    return sum(len(data_points(metric)) for metric in held) if signal is Signal.METRICS else len(held)
 
 
 def representatives(index: Index, keys: Sequence[str]) -> Iterator[tuple[Any, Any, Any]]:

@@ -1,4 +1,4 @@
-"""Asking a running store over loopback, with the token that its state directory holds. Standard library alone: a command starts fast."""
+"""Asking a running program over loopback, with the token that its state directory holds. Standard library alone: a command starts fast."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
-from lockgate.store.access import NotRunning, default_state_directory, find
+from lockgate.net.access import Access, NotRunning, default_state_directory, find
 
 
 class Refused(Exception):
-    """The store answered, but not the question; the text is its reason."""
+    """It answered, but not the question; the text is its reason."""
 
 
 @contextmanager
 def asking(
     state: Path | None, method: str, path: str, parameters: dict[str, str] | None = None, body: bytes | None = None
 ) -> Iterator[http.client.HTTPResponse]:
-    """The answer to one request; raises NotRunning, or Refused with the reason."""
-    access = find(state or default_state_directory())
+    """The store's answer to one request; raises NotRunning, or Refused with the reason."""
+    with asked(find(state or default_state_directory()), method, path, parameters, body) as answer:
+        yield answer
+
+
+@contextmanager
+def asked(
+    access: Access, method: str, path: str, parameters: dict[str, str] | None = None, body: bytes | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer of what is reached so; raises NotRunning, or Refused with the reason."""
     host, _, port = access.address.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port))
     target = f"{path}?{urlencode(parameters)}" if parameters else path
@@ -31,7 +39,7 @@ def asking(
             connection.request(method, target, body, {"Authorization": f"Bearer {access.token}"})
             answer = connection.getresponse()
         except OSError as error:
-            raise NotRunning(f"the store at {access.address} does not answer: {error}; see its log") from None
+            raise NotRunning(f"what should answer at {access.address} does not: {error}; see its log") from None
         if answer.status != 200:
             text = answer.read().decode("utf-8", "replace")
             try:

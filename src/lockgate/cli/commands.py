@@ -108,6 +108,7 @@ def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context
 
 app.command("lockgate.cli.logs:logs")
 app.command("lockgate.cli.query:query")
+app.command("lockgate.cli.where:where")
 app.command("lockgate.cli.lockdown:netpol")
 app.command("lockgate.cli.lockdown:rbac")
 app.command("lockgate.cli.lockdown:netcheck")

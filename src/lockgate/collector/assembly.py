@@ -222,7 +222,8 @@ class Assembly:
         holders = dict[Holder | None, None]()
         for pipeline, id in configuration.behind(receiver):
             queue = next((key for key, its in queues(configuration, pipeline).items() if any(it.id == id for it in its)), None)
-            holders[cast(Holder, self._units[queue].components[0]) if queue is not None else None] = None
+            taker = self._units[queue if queue is not None else f"exporters/{id}"].components[0]
+            holders[cast(Holder, taker) if taker.keeps_accounts else None] = None
             if pipeline.id in joined:
                 # What one way has brought is no sign of what the other has: nothing counts as durable there, and may come twice.
                 holders[None] = None

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lockgate.batch import Origin
 from lockgate.kit.clock import Clock
-from lockgate.pipeline.contract import Component, Context, Extension, Held, Holder, Receiver, Status
+from lockgate.pipeline.contract import NO_GROUPS, Component, Context, Extension, Held, Holder, Receiver, Status
 
 T = TypeVar("T")
 
@@ -54,10 +54,13 @@ class ProgramHost:
     def held(self, owner: str) -> Held:
         return Held.by_all([Held() if queue is None else queue.held(owner) for queue in self._behind[owner]])
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         for queue in self._behind[owner]:
             if queue is not None:
-                queue.saved(owner, positions)
+                queue.saved(owner, positions, groups)
+
+    def behind(self, owner: str) -> Sequence[Holder]:
+        return [queue for queue in self._behind.get(owner, ()) if queue is not None]
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         for owner in {origin.owner for origin in origins}:

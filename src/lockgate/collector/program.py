@@ -18,6 +18,7 @@ from lockgate.collector.host import ProgramHost
 from lockgate.collector.memory import giving_back, resident_bytes, tune_memory
 from lockgate.collector.plan import Plan
 from lockgate.collector.telemetry import set_up_logging
+from lockgate.collector.watchdog import Watchdog, watching
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.document import DocumentError
 from lockgate.kit.metrics import Metrics
@@ -73,23 +74,25 @@ class Program:
         stopping = asyncio.ensure_future(stop.wait())
         stopping.add_done_callback(begin_to_stop)
         try:
-            self.host.service.block("not everything is started yet")
-            await self.assembly.start()
-            self.host.service.clear()
-            async with giving_back(self.clock, self.host.executor):
-                self._process_metrics()
-                self._follow_files()
-                log.info("everything is ready: %s", self._extent())
-                if on_ready:
-                    on_ready()
-                while not stop.is_set():
-                    await self._wake.wait()
-                    self._wake.clear()
-                    await self.assembly.retire()
-                    if self._wants_reload and not stop.is_set():
-                        self._wants_reload = False
-                        await self._reload(stop)
-            log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
+            watchdog = Watchdog(lambda: self.host.components, self.metrics, self.clock, log)
+            async with watching(watchdog, self.clock):
+                self.host.service.block("not everything is started yet")
+                await self.assembly.start()
+                self.host.service.clear()
+                async with giving_back(self.clock, self.host.executor):
+                    self._process_metrics()
+                    self._follow_files()
+                    log.info("everything is ready: %s", self._extent())
+                    if on_ready:
+                        on_ready()
+                    while not stop.is_set():
+                        await self._wake.wait()
+                        self._wake.clear()
+                        await self.assembly.retire()
+                        if self._wants_reload and not stop.is_set():
+                            self._wants_reload = False
+                            await self._reload(stop)
+                log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
         finally:
             stopping.cancel()
             if self._looking is not None:

@@ -56,6 +56,11 @@ class Ranges:
         index = bisect_right(self._starts, start) - 1
         return max(start, self._ends[index]) if index >= 0 else start
 
+    @property
+    def end(self) -> int:
+        """Behind the last one; 0 where there is none."""
+        return self._ends[-1] if self._ends else 0
+
     def __and__(self, other: Ranges) -> Ranges:
         both = Ranges(self)
         if self._starts:

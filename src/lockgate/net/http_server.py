@@ -275,7 +275,7 @@ class HttpServer:
                     pieces.append(piece)
         except TimeoutError:
             raise HttpRefusal(408, f"the body did not arrive within {self.settings.read_timeout:g} s") from None
-        except (PayloadAccessError, RequestPayloadError) as error:
+        except (PayloadAccessError, RequestPayloadError, ConnectionError) as error:
             raise HttpRefusal(400, f"the body is broken off or malformed: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from lockgate.batch import ALL_SIGNALS, Batch, Origin, Signal
@@ -32,6 +32,7 @@ from lockgate.kit.clock import Clock
 from lockgate.kit.metrics import Metrics, Series
 from lockgate.kit.ranges import Ranges
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
+from lockgate.pipeline.ledger import MAX_CLIENTS, Chosen, Sources
 from lockgate.pipeline.needs import ComponentSettings
 
 
@@ -85,6 +86,9 @@ class Storage(Protocol):
         """Whether what is written there must be on disk before it counts."""
 
 
+NO_GROUPS: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What the durable queues behind a receiver know of its sources, by `Origin.source`."""
@@ -117,7 +121,7 @@ class Holder(Protocol):
     def held(self, owner: str) -> Held:
         """See `Host.held`; of this queue alone."""
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """See `Host.saved`."""
 
 
@@ -134,14 +138,18 @@ class Host(Protocol):
     def held(self, owner: str) -> Held:
         """What the queues behind the receiver `owner` hold: where it goes on after a kill. Asked at its start, when all queues are open."""
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """The receiver `owner` has saved, durably, that it goes on from these positions of these sources, and knows no others.
 
-        Queues then need not remember what lies before them, nor anything of its other sources.
+        Queues then need not remember what lies before them, nor anything of its other sources. `groups` says what sources belong to (a
+        container's directory), also sources that have just gone: their counts are kept for it, as long as some source belongs to it.
         """
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         """What a queue had made durable from these origins is damaged: their receivers read it again, where it can still be had."""
+
+    def behind(self, owner: str) -> Sequence[Holder]:
+        """The queues that the receiver `owner` reaches."""
 
     @property
     def left(self) -> dict[str, Any]:
@@ -172,9 +180,10 @@ class Status:
         self.blocked: dict[str, tuple[str, float]] = {}
         """Reason and since when (monotonic seconds), by key."""
 
-    def block(self, reason: str, key: str = "") -> None:
-        """This component cannot go on as it should, and why; said again with the same key it keeps its first time."""
-        since = self.blocked.get(key, ("", self._clock.monotonic()))[1]
+    def block(self, reason: str, key: str = "", since: float | None = None) -> None:
+        """This component cannot go on as it should, and why; said again with the same key it keeps its first time, if none is given."""
+        if since is None:
+            since = self.blocked.get(key, ("", self._clock.monotonic()))[1]
         self.blocked[key] = (reason, since)
 
     def clear(self, key: str = "") -> None:
@@ -200,6 +209,22 @@ class Context:
     """Likewise: the pipeline's id."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Something that a component waits for, for the watchdog."""
+
+    what: str
+    """What for, as it follows `waits for`."""
+    since: float
+    """The last progress, or when it began (monotonic seconds)."""
+    limit: float
+    """Seconds from which on this is a fault."""
+
+
+STALLED_SECONDS = 300.0
+"""After so long without an acknowledgement somebody should look. A guess: longer than a restart of a peer."""
+
+
 T = TypeVar("T")
 S = TypeVar("S", bound=ComponentSettings)
 
@@ -222,6 +247,15 @@ class Component(Generic[S]):
         self.running = False
         self._tasks: asyncio.TaskGroup | None = None
         self._spawned: set[asyncio.Task[Any]] = set()
+
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether it is a queue of `lockgate.sending`, and so tells the ledger what became of what it took."""
+        return False
+
+    def waiting(self) -> Iterator[Waiting]:
+        """What it waits for now and should not wait for long. Asked once a second and for metrics, from the event loop."""
+        return iter(())
 
     async def start(self) -> None:
         """Open what is needed; may raise, which ends the program's start with that error."""
@@ -288,18 +322,43 @@ class Receiver(Component[S]):
         super().__init__(settings, context)
         self.outputs: dict[Signal, Consumer] = {}
         self._counts: dict[tuple[Signal, str, str], Series] = {}
+        self._clients: dict[str, int] = {}
+        self._handed_on: dict[asyncio.Task[Any], float] = {}
+        """Since when each task has waited for an acknowledgement."""
+
+    def waiting(self) -> Iterator[Waiting]:
+        if self._handed_on:
+            task, since = next(iter(self._handed_on.items()))
+            text = f"an acknowledgement of what it handed on; {len(self._handed_on)} batches wait, the first in {_innermost(task)}"
+            yield Waiting(text, since, STALLED_SECONDS)
 
     def give_back(self, origins: Sequence[Origin]) -> None:
         """These bytes of its sources were durable behind it and are damaged. One that can read them again does."""
 
+    async def sources(self, chosen: Chosen) -> Sources | None:
+        """What the ledger asks: where the lines of these containers are that no queue has, and what clients sent.
+
+        None where there is nothing to tell. Raises Retryable where files cannot be looked at now.
+        """
+        return Sources(clients=dict(self._clients)) if self._clients and chosen.is_all else None
+
     async def emit(self, batch: Batch, transport: str = "") -> None:
         """Hand this batch on and count what became of it: the one way out of a receiver."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._handed_on[task] = self.context.clock.monotonic()
         try:
             await self.outputs[batch.signal].consume(batch)
         except Refusal:
             self._count(batch.signal, "refused", transport).add(batch.count)
             raise
+        finally:
+            del self._handed_on[task]
         self._count(batch.signal, "accepted", transport).add(batch.count)
+        if batch.peer:
+            self._clients[batch.peer] = self._clients.pop(batch.peer, 0) + batch.count  # the last comes last
+            if len(self._clients) > MAX_CLIENTS:
+                del self._clients[next(iter(self._clients))]
 
     def _count(self, signal: Signal, outcome: str, transport: str) -> Series:
         key = (signal, outcome, transport or self.transport)
@@ -311,6 +370,18 @@ class Receiver(Component[S]):
                 transport=key[2],
             )
         return self._counts[key]
+
+
+def _innermost(task: asyncio.Task[Any]) -> str:
+    """The last component that this task has entered and not left: who has the batch, as far as this task knows."""
+    found = "the pipeline"
+    inner: Any = task.get_coro()
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None)
+        if frame is not None and isinstance(owner := frame.f_locals.get("self"), Component):
+            found = owner.log.name.removeprefix("lockgate.")
+        inner = getattr(inner, "cr_await", None)
+    return found
 
 
 class Processor(Component[S]):
@@ -326,14 +397,17 @@ class Processor(Component[S]):
         self._outgoing = context.metrics.counter("otelcol_processor_outgoing_items", "items handed on by this processor", **labels)
 
     def process(self, batch: Batch) -> Batch:
-        """The batch as it goes on; one with count 0 does not go on. Must not block, and must not keep the batch."""
+        """The batch as it goes on. Must not block, and must not keep the batch.
+
+        One with count 0 does not go on, unless it has origins: a queue on disk notes that these were read, and what became of them.
+        """
         raise TypeError(f"{type(self).__name__} must define process or consume")
 
     async def consume(self, batch: Batch) -> None:
         self.refuse_if_stopped()
         self._incoming.add(batch.count)
-        result = self.process(batch)
-        if result.count:
+        result = self.process(batch) if batch.count else batch
+        if result.count or result.origins:
             await self.next.consume(result)
         self._outgoing.add(result.count)
 
@@ -420,5 +494,6 @@ __all__ = [
     "Signal",
     "Status",
     "Storage",
+    "Waiting",
     "component",
 ]

@@ -130,6 +130,7 @@ class Up:
             "LOCKGATE_HOST": "127.0.0.1",
             "LOCKGATE_HEALTH_PORT": str(health),
             "LOCKGATE_METRICS_PORT": str(metrics),
+            "LOCKGATE_LEDGER_PORT": str(self._port(0)),
             "LOCKGATE_STATE": str(self.state / preset),
         }
         return Role(name, preset, own | environment, health, metrics)

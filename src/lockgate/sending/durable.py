@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lockgate.batch import Batch, Signal, merge
-from lockgate.pipeline.contract import Component, ComponentSettings, Context, Custody, Held, Kind
+from lockgate.pipeline.contract import NO_GROUPS, Component, ComponentSettings, Context, Custody, Held, Kind, Waiting
 from lockgate.pipeline.errors import Retryable
 from lockgate.sending.exporter import WEIGHTS, QueuedExporter, parts_of
-from lockgate.sending.notes import Account, Outcome, queued_record
+from lockgate.sending.notes import Account, Books, Outcome, observe_lines, observe_records, queued_record
 from lockgate.sending.queue import Entry, QueueFull, Room
 from lockgate.sending.segments import Amount, Journal, Loaded, Ref, Settlement
 
@@ -32,6 +32,8 @@ LOADED_BYTES = 16 << 20
 """What an exporter's senders are given at a time: enough to keep ten busy with batches of a megabyte."""
 PROBE_SECONDS = 1.0
 """How often a full disk is looked at, so that readiness returns without anybody's trying."""
+DISK_SECONDS = 30.0
+"""After so long a job on the disk is said to hang; one writes some MB. A guess."""
 SYNC_SECONDS = 1.0
 """How long what is delivered may be noted and not synced: a power loss repeats that much."""
 
@@ -73,7 +75,11 @@ class Cursor:
         return {"requests": amount.records, "items": amount.items, "bytes": amount.payload_bytes}[self.settings.sizer]
 
     def ready(self, ref: Ref, batch: Batch) -> None:
-        """Hands a record to the senders."""
+        """Hands a record to the senders. One that says only what became of its origins is delivered as it is."""
+        if not batch.count:
+            self.size -= self.weigh(batch)
+            self._queue.settle(Settlement(self.name, ref, batch, Outcome()))
+            return
         self.loaded += len(batch.payload)
         self.inbox.arrive(_Stored(batch, self, ref=ref))
 
@@ -119,6 +125,10 @@ class PipelineQueue(Component[ComponentSettings], Room):
         self._busy = self._closed = self._ended = False
         text = "batches that came again under the same id, were acknowledged, and not written again"
         self._duplicates = context.metrics.counter("lockgate_queue_duplicate_batches", text, pipeline=context.pipeline)
+        self._disk_since: float | None = None
+        """Since when a thread has worked on the disk."""
+        self._owners: set[str] = set()
+        """Receivers that metrics tell of."""
         self._wanted = 0
         """Payload bytes of the write that failed last; 0 where the last one did not."""
         self._sync_at: float | None = None
@@ -135,18 +145,41 @@ class PipelineQueue(Component[ComponentSettings], Room):
         """Those that it feeds."""
         return [cursor.exporter for cursor in self._cursors]
 
+    @property
+    def is_on_disk(self) -> bool:
+        """See `ledger.Bookkeeper`."""
+        return True
+
+    @property
+    def keeps_accounts(self) -> bool:
+        return True
+
     def accounts(self) -> Mapping[str, Account]:
         """The ledger's counts by source."""
-        return self.journal.knowledge.accounts() if self.journal is not None else {}
+        return self.books().accounts
+
+    def books(self) -> Books:
+        """See `ledger.Bookkeeper`."""
+        return self.journal.knowledge.books() if self.journal is not None else Books()
+
+    def waiting_bytes(self) -> dict[str, int]:
+        """See `ledger.Bookkeeper`."""
+        if self.journal is None:
+            return {}
+        return {it.name: self.journal.readers[it.name].unread.payload_bytes + it.loaded for it in self._cursors}
 
     def held(self, owner: str) -> Held:
         """See `Host.held`."""
         return self.journal.knowledge.held(owner) if self.journal is not None else Held()
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """See `Host.saved`."""
         if self.journal is not None:
-            self.journal.knowledge.saved(owner, positions)
+            self.journal.knowledge.saved(owner, positions, groups)
+
+    def waiting(self) -> Iterator[Waiting]:
+        if self._disk_since is not None:
+            yield Waiting(f"the disk: a call to {self._storage} does not return", self._disk_since, DISK_SECONDS)
 
     async def start(self) -> None:
         storage = await self.in_thread(self.context.host.extension(self._storage).storage, f"queue/{self.context.pipeline}")
@@ -156,6 +189,7 @@ class PipelineQueue(Component[ComponentSettings], Room):
             [cursor.name for cursor in self._cursors],
             segment_bytes=max(1 << 16, min(8 << 20, self._max_bytes // 8)),
             fsync=storage.fsync,
+            time_unix_nano=self.context.clock.time_unix_nano,
             compression=next(
                 (it for it in (exporter.compression for exporter in self.exporters) if it[0] in ("gzip", "zstd")), ("zstd", 1)
             ),
@@ -224,7 +258,17 @@ class PipelineQueue(Component[ComponentSettings], Room):
         self._work.set()
         self._admit()
 
+    def _observe_lines(self, owners: Iterable[str]) -> None:
+        if self.journal is not None:
+            for owner in set(owners) - self._owners - {""}:
+                self._owners.add(owner)
+                observe_lines(self.context.metrics, self.journal.knowledge, owner, pipeline=self.context.pipeline)
+
     def _observe(self, journal: Journal) -> None:
+        self._observe_lines(journal.knowledge.owners())
+        for cursor in self._cursors:
+            observe_records(self.context.metrics, journal.knowledge, cursor.name, pipeline=self.context.pipeline)
+
         def observe(name: str, text: str, read: Callable[[], int], kind: str = "counter") -> None:
             self.context.metrics.observe(name, text, read, kind=kind, pipeline=self.context.pipeline)
 
@@ -240,7 +284,7 @@ class PipelineQueue(Component[ComponentSettings], Room):
 
     def _new_of(self, batch: Batch) -> Batch | None:
         """What of this batch is not here, nor was: None for nothing. A merged one may be known in part."""
-        if not batch.count or self._is_known(batch):
+        if not (batch.count or batch.origins) or self._is_known(batch):
             return None
         parts = list(parts_of(batch)) if batch.parts and not batch.origins else []
         new = [part for part in parts if not self._is_known(part)]
@@ -337,7 +381,11 @@ class PipelineQueue(Component[ComponentSettings], Room):
         job.syncs = self._sync_at is not None and self._sync_at <= loop.time()
         if not (job.batches or job.settlements or job.rooms or job.syncs):
             return
-        await self.in_thread(job.run, journal)
+        self._disk_since = self.context.clock.monotonic()
+        try:
+            await self.in_thread(job.run, journal)
+        finally:
+            self._disk_since = None
         if job.syncs:
             self._sync_at = None
         self._has_loaded(journal, job)
@@ -355,6 +403,7 @@ class PipelineQueue(Component[ComponentSettings], Room):
             self._refuse(offers, job.error)
         elif offers:
             self._writes_again()
+            self._observe_lines(batch.origins[0].owner for batch, _ in offers if batch.origins)
         if origins := journal.given_back():
             self.context.host.give_back(origins)
         self._admit()

@@ -9,7 +9,7 @@ which feeds the senders of all its exporters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ from lockgate.batch import Batch, Signal, count_records, merge
 from lockgate.kit.backoff import delays
 from lockgate.kit.metrics import Series
 from lockgate.kit.sometimes import Sometimes
-from lockgate.pipeline.contract import Context, Custody, Exporter
+from lockgate.pipeline.contract import NO_GROUPS, Context, Custody, Exporter, Held, Waiting
 from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.sending.notes import Outcome
+from lockgate.sending.notes import Books, Knowledge, Outcome, Queued, Settled, observe_records, queued_record, settled_record
 from lockgate.sending.queue import Entry, Inbox, MemoryQueue, QueueFull, Weigh
 from lockgate.sending.settings import SendingSettings
 
@@ -55,7 +55,13 @@ class QueuedExporter(Exporter[S]):
             self.custody = Custody.DURABLE
         elif queue.enabled:
             waits = queue.block_on_overflow
-            self._memory = MemoryQueue(self.inbox, queue.queue_size, WEIGHTS[queue.sizer], queue.max_bytes, waits_when_full=waits)
+            weigh = WEIGHTS[queue.sizer]
+            self._memory = MemoryQueue(self.inbox, queue.queue_size, weigh, queue.max_bytes, waits_when_full=waits, note=self._keep_account)
+        self._knowledge = Knowledge([context.id], 0)
+        """The ledger of a queue in memory."""
+        self._accounted = 0
+        if self._memory is not None:
+            observe_records(context.metrics, self._knowledge, context.id, pipeline="")
         self._busy = 0
         """Senders that hold something; without a queue, callers."""
         self._sending = 0
@@ -63,8 +69,12 @@ class QueuedExporter(Exporter[S]):
         self._stopping = asyncio.Event()
         self._gave_up: Retryable | None = None
         self._failing_since: float | None = None
+        self._refusal = ""
+        """Why the last attempt failed, as long as none has succeeded."""
+        self._attempting = 0
+        self._progress = context.clock.monotonic()
+        """When something was settled, or nothing waited."""
         self._sometimes = Sometimes(context.clock)
-        self._stalls = Sometimes(context.clock, queue.stalled_after)
         self._counters: dict[tuple[str, Signal], Series] = {}
         if queue.enabled:
             metrics, id = context.metrics, context.id
@@ -83,6 +93,52 @@ class QueuedExporter(Exporter[S]):
     def _queue_capacity(self) -> int:
         return len(self.inbox.feeds) * self.settings.sending_queue.queue_size
 
+    # The ledger of a queue in memory. Custody stays with the sender, so nothing counts as queued before it is delivered or rejected.
+
+    @property
+    def keeps_accounts(self) -> bool:
+        return self._memory is not None
+
+    @property
+    def is_on_disk(self) -> bool:
+        """See `ledger.Bookkeeper`."""
+        return False
+
+    def _keep_account(self, batch: Batch, outcome: Outcome) -> None:
+        self._accounted += 1
+        self._knowledge.apply(Queued(self._accounted, [queued_record(batch)]))
+        self._knowledge.apply(Settled(self.context.id, [settled_record(self._accounted, batch, outcome)]))
+
+    def books(self) -> Books:
+        """See `ledger.Bookkeeper`."""
+        return self._knowledge.books()
+
+    def waiting_bytes(self) -> dict[str, int]:
+        """See `ledger.Bookkeeper`."""
+        return {self.context.id: self._memory.bytes} if self._memory is not None else {}
+
+    def held(self, owner: str) -> Held:
+        """See `Host.held`: nothing that would survive this process."""
+        return Held()
+
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
+        """See `Host.saved`."""
+        self._knowledge.saved(owner, positions, groups)
+
+    def waiting(self) -> Iterator[Waiting]:
+        size = self._queue_size()
+        if not (size or self._busy or self._attempting):
+            self._progress = self.context.clock.monotonic()
+            return
+        if self._refusal:
+            what = f"delivery: {self._refusal}"
+        elif self._attempting:
+            what = f"delivery: {self._attempting} requests are not answered"
+        else:
+            what = "the sending queue, which gives out nothing"
+        wait = f"; {size} are in the queue" if size else ""
+        yield Waiting(what + wait, self._progress, self.settings.sending_queue.stalled_after)
+
     async def send(self, batch: Batch) -> Rejected | None:
         """One attempt. Returns when the batch is delivered; raises Retryable or Permanent. Bounded by `timeout`; may be cancelled."""
         raise TypeError(f"{type(self).__name__} must define send")
@@ -90,6 +146,8 @@ class QueuedExporter(Exporter[S]):
     async def consume(self, batch: Batch) -> None:
         self.refuse_if_stopped()
         if not batch.count:
+            if batch.origins and self._memory is not None:
+                self._keep_account(batch, Outcome())
             return
         if self._memory is None:
             self._busy += 1
@@ -133,6 +191,8 @@ class QueuedExporter(Exporter[S]):
             await self._serve([await self.inbox.take()])
 
     async def _serve(self, entries: list[Entry]) -> None:
+        if not self._busy and self._queue_size() <= len(entries):
+            self._progress = self.context.clock.monotonic()
         self._busy += 1
         try:
             if self._memory is None and self._stopping.is_set():
@@ -144,6 +204,8 @@ class QueuedExporter(Exporter[S]):
             finally:
                 self._sending -= 1
         finally:
+            if any(entry.settled.done() for entry in entries):
+                self._progress = self.context.clock.monotonic()
             for entry in entries:  # only what a cancellation left: settling twice does nothing
                 entry.release(Retryable(f"{self.context.id} was stopped before this was delivered"))
             self._busy -= 1
@@ -264,11 +326,16 @@ class QueuedExporter(Exporter[S]):
                 return rejected
 
     async def _attempt(self, batch: Batch) -> Rejected | None:
+        if not (self._busy or self._attempting):  # without a queue
+            self._progress = self.context.clock.monotonic()
+        self._attempting += 1
         try:
             async with asyncio.timeout(self.settings.timeout or None):
                 return await self.send(batch)
         except TimeoutError as error:
             raise Retryable(f"no answer in {self.settings.timeout:g} s; raise timeout or look at the network policy") from error
+        finally:
+            self._attempting -= 1
 
     def _held_up(self, refusal: Retryable, wait: float) -> None:
         now = self.context.clock.monotonic()
@@ -277,14 +344,13 @@ class QueuedExporter(Exporter[S]):
         self.context.status.block(f"delivery: {refusal}", "sending")
         if (kept_back := self._sometimes.now("retry")) is not None:
             self.log.warning("not delivered: %s; next try in %.1f s%s", refusal, wait, _kept_back(kept_back))
-        failing = now - self._failing_since
-        if failing >= self.settings.sending_queue.stalled_after and self._stalls.now("stalled") is not None:
-            self.log.error("nothing was delivered for %.0f s, and %d wait: %s", failing, self._queue_size(), refusal)
+        self._refusal = str(refusal)
 
     def _moves_on(self) -> None:
         if self._failing_since is not None:
             self.log.info("delivering again after %.1f s", self.context.clock.monotonic() - self._failing_since)
             self._failing_since = None
+        self._refusal = ""
         self.context.status.clear("sending")
 
     def _lost(self, batch: Batch, reason: str, records: int) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
 from lockgate.batch import Batch, Origin, Signal
+from lockgate.kit.metrics import Metrics
 from lockgate.kit.ranges import Ranges
-from lockgate.pipeline.contract import Held
+from lockgate.pipeline.contract import NO_GROUPS, Held
 
 Span = tuple[int, int]
-OriginFields = tuple[str, int, int, int, int]
+OriginFields = tuple[str, int, int, int, int, int]
 ID_BYTES = 8
 """Of the hash that an id is known by. A window of 65,536 mistakes a new batch for an old one once in 10^14."""
 
@@ -31,7 +32,9 @@ class Share(msgspec.Struct, array_like=True):
     damaged: int = 0
     """Given back to the receiver, which queues them again where it can still read them."""
     rejected: dict[str, int] = msgspec.field(default_factory=dict)
-    """By reason, one of a few words: `refused`, `partial`, `expired`, `not retried`."""
+    """By reason: one of `REASONS`."""
+    since_unix_nano: int = 0
+    """Since when there was always something pending; the oldest record that is has not waited longer. 0 where nothing is."""
 
     @property
     def pending(self) -> int:
@@ -39,6 +42,7 @@ class Share(msgspec.Struct, array_like=True):
 
     def add(self, other: Share) -> None:
         """Counts what the other has counted."""
+        self.since_unix_nano = min(filter(None, (self.since_unix_nano, other.since_unix_nano)), default=0)
         self.queued += other.queued
         self.delivered += other.delivered
         self.damaged += other.damaged
@@ -46,18 +50,39 @@ class Share(msgspec.Struct, array_like=True):
             self.rejected[reason] = self.rejected.get(reason, 0) + records
 
 
+REASONS = ("refused", "partial", "expired", "not retried")
+"""Why records were rejected."""
+
+
 class Account(msgspec.Struct, array_like=True):
     """One source's counts since the journal first heard of it: lines and records as its receiver gave them with `Origin`.
 
-    Under the source `OWNER:` is what is left of sources that the receiver `OWNER` knows no more; under the empty one stand batches without
-    origins, and rejections that no source can be given: part of a batch of several sources. These were counted as delivered for the
-    sources, so `delivered` is less by as much here, and the sum over all sources is exact.
+    Under the source `OWNER:=GROUP` is what is left of sources of that group that the receiver `OWNER` knows no more; under `OWNER:` that of
+    groups of which it knows none; under `OWNER:?` what was dropped on the way from batches of several sources, if nobody said of which: it
+    counts as records of these, so here are as many less. Under the empty one are batches without origins, and rejections that no source can
+    be given: part of a batch of several sources. These were counted as delivered for the sources, so `delivered` is less by as much here.
+    The sum over all sources is exact.
     """
 
     lines: int = 0
     records: int = 0
     shares: dict[str, Share] = msgspec.field(default_factory=dict)
     """By exporter."""
+    filtered: int = 0
+    """Records that the lines became as well, and that processors dropped before they came here."""
+
+    @property
+    def joined(self) -> int:
+        """Lines that went into a record which another line began."""
+        return self.lines - self.records - self.filtered
+
+    def add(self, other: Account) -> None:
+        """Counts what the other has counted."""
+        self.lines += other.lines
+        self.records += other.records
+        self.filtered += other.filtered
+        for name, share in other.shares.items():
+            self.shares.setdefault(name, Share()).add(share)
 
 
 class SegmentNote(msgspec.Struct, array_like=True, frozen=True):
@@ -98,6 +123,7 @@ class Queued(msgspec.Struct, array_like=True, tag="queued", frozen=True):
 
     first: int
     records: list[QueuedRecord]
+    time_unix_nano: int = 0
 
 
 class Settled(msgspec.Struct, array_like=True, tag="settled", frozen=True):
@@ -119,6 +145,17 @@ Change = Queued | Settled | Damaged
 
 
 @dataclass(frozen=True, slots=True)
+class Books:
+    """A queue's part of the ledger."""
+
+    accounts: dict[str, Account] = field(default_factory=dict)
+    known: dict[str, Ranges] = field(default_factory=dict)
+    """What of each source is, or was, in the queue, and perhaps not yet acknowledged to its receiver."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """The source under which each source is counted when it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How an exporter was done with a batch: so many of its records were rejected, for this reason."""
 
@@ -130,9 +167,14 @@ class Outcome:
 
 def queued_record(batch: Batch) -> QueuedRecord:
     """What is noted of a batch. Ids only where there are no origins: whose receiver knows positions asks for them instead."""
-    origins = [(it.source, it.start, it.end, it.lines, it.records) for it in batch.origins]
+    origins = origin_fields(batch)
     ids = [part.id for part in batch.parts] or [batch.id]
     return QueuedRecord(origins, b"" if origins else b"".join(hashed_id(batch.signal, id) for id in ids), batch.count)
+
+
+def origin_fields(batch: Batch) -> list[OriginFields]:
+    """A batch's origins as they are stored; `Origin(*fields)` gives one back."""
+    return [(it.source, it.start, it.end, it.lines, it.records, it.filtered) for it in batch.origins]
 
 
 def hashed_id(signal: Signal, id: str) -> bytes:
@@ -145,7 +187,7 @@ def settled_record(sequence: int, batch: Batch, outcome: Outcome) -> tuple[int, 
     rejected = min(outcome.rejected, batch.count)
     origins = [(it.source, it.records) for it in batch.origins] or [("", batch.count)]
     if rejected == batch.count and outcome.is_of_this_batch:
-        return sequence, [(source, records, outcome.reason) for source, records in origins]
+        return sequence, [(source, records, outcome.reason) for source, records in origins if records]
     by_source: dict[str, int] = {}
     for source, records in origins:
         by_source[source] = by_source.get(source, 0) + records
@@ -168,6 +210,8 @@ class Knowledge:
         self._ids: dict[bytes, None] = {}
         self._generations: dict[str, int] = {}
         """How often each owner has saved, and (below) when each source was last added to."""
+        self._groups: dict[str, str] = {}
+        """The source under which a source is counted when it is gone."""
         self._touched: dict[str, int] = {}
         self.done: dict[str, Ranges] = {name: Ranges() for name in readers}
         """Sequences that an exporter need not send (any more), by exporter. For the journal's thread alone."""
@@ -181,9 +225,11 @@ class Knowledge:
         with self._lock:
             return Held(_of(self._durable, owner), _of(self._lost, owner))
 
-    def saved(self, owner: str, positions: Mapping[str, int]) -> None:
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """See `Host.saved`. A source that came after the owner began to save is not in `positions`, and still known to it."""
         with self._lock:
+            self._groups |= {source: f"{owner}:={group.replace(':', '%3A')}" for source, group in groups.items()}
+            alive = {self._groups[source] for source in positions if source in self._groups} | {f"{owner}:?"}
             now = self._generations[owner] = self._generations.get(owner, 0) + 1
             for source in [each for each in {**self._durable, **self._lost} if _owner(each) == owner]:
                 if source in positions:
@@ -194,9 +240,11 @@ class Knowledge:
                 elif self._touched.get(source, 0) < now - 1:
                     self._durable.pop(source, None)
                     self._lost.pop(source, None)
-            for source in [each for each in self._accounts if _owner(each) == owner and each not in positions]:
+            for source in [each for each in self._accounts if _owner(each) == owner and each not in positions and each not in alive]:
                 if self._touched.get(source, 0) < now - 1:
                     self._fold(owner, source)
+            for source in [each for each in self._groups if _owner(each) == owner and each not in positions and each not in self._accounts]:
+                del self._groups[source]
 
     def is_known(self, ids: bytes) -> list[bool]:
         """Of each of these hashes, whether its batch is here or was."""
@@ -205,8 +253,36 @@ class Knowledge:
 
     def accounts(self) -> dict[str, Account]:
         """A copy of the counts by source."""
+        return self.books().accounts
+
+    def books(self) -> Books:
+        """Copies of what the ledger asks, as of one moment."""
         with self._lock:
-            return msgspec.msgpack.decode(msgspec.msgpack.encode(self._accounts), type=dict[str, Account])
+            accounts = msgspec.msgpack.decode(msgspec.msgpack.encode(self._accounts), type=dict[str, Account])
+            return Books(accounts, {source: Ranges(ranges) for source, ranges in self._durable.items()}, dict(self._groups))
+
+    def total(self, owner: str) -> Account:
+        """The sum over the sources of this owner; the empty one's is that of batches without origins."""
+        total = Account()
+        with self._lock:
+            for source, account in self._accounts.items():
+                if _owner(source) == owner:
+                    total.add(account)
+        return total
+
+    def owners(self) -> set[str]:
+        """Whose sources there are accounts of."""
+        with self._lock:
+            return {_owner(source) for source in self._accounts}
+
+    def share(self, reader: str) -> Share:
+        """The sum over all sources of what became of them at this reader."""
+        total = Share()
+        with self._lock:
+            for account in self._accounts.values():
+                if (share := account.shares.get(reader)) is not None:
+                    total.add(share)
+        return total
 
     # What changes it.
 
@@ -260,7 +336,7 @@ class Knowledge:
             match entry:
                 case Queued():
                     for sequence, record in enumerate(entry.records, entry.first):
-                        self._queue(sequence, record)
+                        self._queue(sequence, record, entry.time_unix_nano)
                 case Settled():
                     for sequence, told in entry.records:
                         self._settle(entry.reader, sequence, told)
@@ -274,10 +350,10 @@ class Knowledge:
         """The sequences of [start, end) that some reader is not done with."""
         return Ranges(span for ranges in self.done.values() for span in ranges.missing(start, end))
 
-    def _queue(self, sequence: int, record: QueuedRecord) -> None:
+    def _queue(self, sequence: int, record: QueuedRecord, time_unix_nano: int) -> None:
         self.noted.add(sequence, sequence + 1)
-        for source, start, end, lines, records in record.origins or [("", 0, 0, 0, record.items)]:
-            if source:
+        for source, start, end, lines, records, filtered in record.origins or [("", 0, 0, 0, record.items, 0)]:
+            if start < end:
                 self._durable.setdefault(source, Ranges()).add(start, end)
                 if (lost := self._lost.get(source)) is not None:
                     lost.remove(start, end)
@@ -287,8 +363,12 @@ class Knowledge:
             account = self._accounts.setdefault(source, Account())
             account.lines += lines
             account.records += records
+            account.filtered += filtered
             for name in self.done:
-                account.shares.setdefault(name, Share()).queued += records
+                share = account.shares.setdefault(name, Share())
+                if records and not share.pending:
+                    share.since_unix_nano = time_unix_nano
+                share.queued += records
         for at in range(0, len(record.ids), ID_BYTES):
             self._ids[record.ids[at : at + ID_BYTES]] = None
         while len(self._ids) > self._id_window:
@@ -305,14 +385,16 @@ class Knowledge:
                 share.rejected[reason] = share.rejected.get(reason, 0) + records
             else:
                 share.delivered += records
+            if not share.pending:
+                share.since_unix_nano = 0
 
     def _damage(self, entry: Damaged) -> None:
         for sequence, record in entry.records:
             waiting = [name for name in self.done if not self.is_done(name, sequence)]
             for at in range(0, len(record.ids), ID_BYTES):
                 self._ids.pop(record.ids[at : at + ID_BYTES], None)  # else what is sent again would be taken for a repetition
-            for source, start, end, _, records in record.origins or [("", 0, 0, 0, record.items)]:
-                if source and waiting:
+            for source, start, end, _, records, _ in record.origins or [("", 0, 0, 0, record.items, 0)]:
+                if start < end and waiting:
                     if (ranges := self._durable.get(source)) is not None:
                         ranges.remove(start, end)
                     self._lost.setdefault(source, Ranges()).add(start, end)
@@ -329,22 +411,50 @@ class Knowledge:
         return account.shares.setdefault(reader, Share())
 
     def _fold(self, owner: str, source: str) -> None:
-        """Adds an account that nothing is pending of to the owner's remainder."""
+        """Adds an account that nothing is pending of to that of its group, and a group's to the owner's remainder."""
         account = self._accounts[source]
         if source == f"{owner}:" or any(share.pending for share in account.shares.values()):
             return
         del self._accounts[source]
         self._touched.pop(source, None)
-        rest = self._accounts.setdefault(f"{owner}:", Account())
-        rest.lines += account.lines
-        rest.records += account.records
-        for name, share in account.shares.items():
-            rest.shares.setdefault(name, Share()).add(share)
+        group = self._groups.pop(source, f"{owner}:")
+        self._touched[group] = self._generations.get(owner, 0)
+        self._accounts.setdefault(group, Account()).add(account)
+
+
+def observe_lines(metrics: Metrics, knowledge: Knowledge, owner: str, **labels: str) -> None:
+    """The receiver's lines, by what became of them: those of all its files, in one series for each fate."""
+
+    def observe(fate: str, read: Callable[[Account], int]) -> None:
+        text = "lines that came to this queue: records, joined into others, or filtered on the way"
+        metrics.observe(
+            "lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), kind="counter", receiver=owner, fate=fate, **labels
+        )
+
+    observe("record", lambda account: account.records)
+    observe("joined", lambda account: account.joined)
+    observe("filtered", lambda account: account.filtered)
+
+
+def observe_records(metrics: Metrics, knowledge: Knowledge, exporter: str, **labels: str) -> None:
+    """The exporter's records, by what became of them."""
+
+    def observe(fate: str, read: Callable[[Share], int], reason: str = "") -> None:
+        text = "records that came to this exporter's queue, by what became of them"
+        metrics.observe(
+            "lockgate_ledger_records", text, lambda: read(knowledge.share(exporter)), exporter=exporter, fate=fate, reason=reason, **labels
+        )
+
+    observe("delivered", lambda share: share.delivered)
+    observe("pending", lambda share: share.pending)
+    observe("damaged", lambda share: share.damaged)
+    for reason in REASONS:
+        observe("rejected", lambda share, reason=reason: share.rejected.get(reason, 0), reason)  # type: ignore[misc]
 
 
 def origins_of(records: Iterable[QueuedRecord]) -> list[Origin]:
     """The origins in these."""
-    return [Origin(*fields) for record in records for fields in record.origins]
+    return [origin for record in records for origin in (Origin(*fields) for fields in record.origins) if origin.start < origin.end]
 
 
 def _owner(source: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lockgate.batch import Batch
-from lockgate.pipeline.errors import Retryable
+from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.sending.notes import Outcome
 
 Weigh = Callable[[Batch], int]
@@ -171,10 +171,13 @@ class MemoryQueue(Room):
     on, and its outcome is nobody's to hear.
     """
 
-    def __init__(self, inbox: Inbox, capacity: int, weigh: Weigh, max_bytes: int, *, waits_when_full: bool) -> None:
+    def __init__(
+        self, inbox: Inbox, capacity: int, weigh: Weigh, max_bytes: int, *, waits_when_full: bool, note: Callable[[Batch, Outcome], None]
+    ) -> None:
         super().__init__()
+        self._note = note
         self._inbox, self._capacity, self._weigh, self._max_bytes, self._waits = inbox, capacity, weigh, max_bytes, waits_when_full
-        self._size = self._bytes = 0
+        self._size = self.bytes = 0
         inbox.feeds.append(self)
 
     @property
@@ -202,6 +205,8 @@ class MemoryQueue(Room):
 
     def settle(self, entry: Entry, refusal: Exception | None, outcome: Outcome) -> None:
         self._leave(entry.batch)
+        if refusal is None or isinstance(refusal, Permanent):  # otherwise its sender still has it
+            self._note(entry.batch, outcome)
         if refusal is None:
             entry.settled.set_result(None)
         else:
@@ -211,14 +216,14 @@ class MemoryQueue(Room):
         self.settle(entry, refusal, Outcome())
 
     def _lacks(self, batch: Batch) -> str:
-        size, room = self._size + self._weigh(batch), self._bytes + len(batch.payload)
+        size, room = self._size + self._weigh(batch), self.bytes + len(batch.payload)
         if not self._size or (size <= self._capacity and room <= self._max_bytes):
             return ""
         return f"the sending queue is full ({self._size} of {self._capacity})"
 
     def _account(self, batch: Batch, sign: int) -> None:
         self._size += sign * self._weigh(batch)
-        self._bytes += sign * len(batch.payload)
+        self.bytes += sign * len(batch.payload)
 
     def _leave(self, batch: Batch) -> None:
         self._account(batch, -1)

@@ -30,7 +30,8 @@ import logging
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -46,11 +47,13 @@ from lockgate.sending.notes import (
     Change,
     Damaged,
     Knowledge,
+    OriginFields,
     Outcome,
     Queued,
     QueuedRecord,
     SegmentNote,
     Settled,
+    origin_fields,
     origins_of,
     queued_record,
     settled_record,
@@ -78,7 +81,7 @@ class _Meta(msgspec.Struct, array_like=True):
     signal: Signal
     id: str
     peer: str
-    origins: list[tuple[str, int, int, int, int]]
+    origins: list[OriginFields]
     parts: list[tuple[str, int]]
     encoding: str
 
@@ -208,7 +211,9 @@ class Journal:
         segment_bytes: int = 8 << 20,
         fsync: bool = True,
         compression: tuple[str, int | None] = ("zstd", 1),
+        time_unix_nano: Callable[[], int] = time.time_ns,
     ) -> None:
+        self._time_unix_nano = time_unix_nano
         self._compression = compression
         self._directory, self._log, self._segment_bytes, self._fsync = directory, log, segment_bytes, fsync
         self.readers = {name: Reader(name) for name in readers}
@@ -375,12 +380,12 @@ class Journal:
             segment = self._roll()
         refs, frames, position, sequence = list[Ref](), list[bytes](), segment.size, self._next
         for batch in batches:
-            frame = _frame(segment.number, sequence, batch, self._compression)
+            frame = _frame(segment.number, position, sequence, batch, self._compression)
             position += len(frame)
             frames.append(frame)
             refs.append(Ref(segment.number, sequence, position, Amount(1, batch.count, len(batch.payload))))
             sequence += 1
-        queued = Queued(self._next, [queued_record(batch) for batch in batches])
+        queued = Queued(self._next, [queued_record(batch) for batch in batches], self._time_unix_nano())
         try:
             write(self._descriptor, b"".join(frames), segment.size)
             if self._fsync:
@@ -562,8 +567,8 @@ class Journal:
                 if isinstance(found, _Gap):
                     gap = found
                     continue
-                if found.sequence < reader.expected:
-                    continue
+                if found.sequence < reader.expected or found.sequence >= segment.end:
+                    continue  # a copy; or of a write that nobody was told of: its number is given again
                 self._pass_gap(descriptor, segment, gap, Ranges([(reader.expected, found.sequence)]))
                 gap = None
                 if not self.knowledge.is_done(reader.name, found.sequence):
@@ -632,7 +637,7 @@ class Journal:
         for source in added:
             for span in before.durable.get(source, ()):
                 added[source].remove(*span)
-        return QueuedRecord([(source, start, end, 0, 0) for source, spans in added.items() for start, end in spans], b"", 0)
+        return QueuedRecord([(source, start, end, 0, 0, 0) for source, spans in added.items() for start, end in spans], b"", 0)
 
     def _quarantine(self, descriptor: int, segment: _Segment, start: int, end: int) -> None:
         """Copies damaged bytes, once: a segment may be opened several times before it is delivered."""
@@ -657,14 +662,14 @@ class Journal:
         self._log.error("%s: %d bytes at %d are damaged; copied to %s", segment.path, end - start, start, where)
 
 
-def _frame(segment: int, sequence: int, batch: Batch, compression: tuple[str, int | None]) -> bytes:
+def _frame(segment: int, position: int, sequence: int, batch: Batch, compression: tuple[str, int | None]) -> bytes:
     encoding, level = compression
     meta = msgspec.msgpack.encode(
         _Meta(
             batch.signal,
             batch.id,
             batch.peer,
-            [(it.source, it.start, it.end, it.lines, it.records) for it in batch.origins],
+            origin_fields(batch),
             [(part.id, part.size) for part in batch.parts],
             encoding,
         )
@@ -673,7 +678,7 @@ def _frame(segment: int, sequence: int, batch: Batch, compression: tuple[str, in
         payload = batch.encoded[encoding] = compress(batch.payload, encoding, level)
     crc = crc32(payload, crc32(meta))
     rest = struct.pack("<QIIIII", sequence, len(meta) + len(payload), len(meta), batch.count, len(batch.payload), crc)
-    return b"".join((_MAGIC, struct.pack("<I", crc32(rest, segment & 0xFFFFFFFF)), rest, meta, payload))
+    return b"".join((_MAGIC, struct.pack("<I", _head_crc(segment, position, rest)), rest, meta, payload))
 
 
 def _head_at(descriptor: int, segment: int, position: int, end: int) -> _Head | None:
@@ -685,10 +690,14 @@ def _head_at(descriptor: int, segment: int, position: int, end: int) -> _Head | 
         return None
     magic, head_crc, sequence, body, meta, items, payload_bytes, crc = _HEAD.unpack(raw)
     start = position + _HEAD.size
-    # Seeded with the segment's number: a block that a file system puts into the wrong file is not taken for one of this file.
-    if magic != _MAGIC or head_crc != crc32(raw[8:], segment & 0xFFFFFFFF) or meta > body or start + body > end:
+    if magic != _MAGIC or head_crc != _head_crc(segment, position, raw[8:]) or meta > body or start + body > end:
         return None
     return _Head(sequence, position, start, start + meta, start + body, Amount(1, items, payload_bytes), crc)
+
+
+def _head_crc(segment: int, position: int, rest: bytes) -> int:
+    """A block that a file system puts into the wrong file, or to the wrong place, is not taken for one that belongs there."""
+    return crc32(rest, crc32(struct.pack("<QQ", segment, position)))
 
 
 def _walk(descriptor: int, segment: int, position: int, end: int) -> Iterator[_Head | _Gap]:

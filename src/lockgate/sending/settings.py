@@ -63,7 +63,7 @@ class QueueSettings(ComponentSettings):
     batch: BatchSettings | None = None
     """Merge waiting batches of the same signal and client."""
     stalled_after: Duration = Field(300.0, gt=0)
-    """Log an error when nothing has been delivered for so long although something waits."""
+    """When nothing has been delivered for so long although something waits, say so: in the log, and as not ready."""
 
     def extensions(self) -> Iterator[tuple[Path, str]]:
         yield from super().extensions()

@@ -106,8 +106,8 @@ class Discovery:
 
     @property
     def descriptor(self) -> int:
-        """Readable when something changed; -1 without inotify."""
-        return self._inotify.fileno() if self._inotify is not None else -1
+        """Readable when something changed; -1 where files are polled."""
+        return self._inotify.fileno() if self._inotify is not None and not self.unwatched else -1
 
     def close(self) -> None:
         if self._inotify is not None:

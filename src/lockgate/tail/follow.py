@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
 from lockgate.tail.packed import Unpacked
 from lockgate.wire.parsed import Parsed
@@ -69,9 +70,35 @@ class Saved(msgspec.Struct, frozen=True):
     again: tuple[tuple[int, int], ...] = ()
     """What was given back by a damaged queue and not taken again yet."""
 
+    def begins_as(self, head: bytes) -> bool:
+        """Whether a content with these first bytes may be this one."""
+        return begins(self.first, head) if self.first[0] or not self.packed else not head
+
+    def ends_as(self, pread: Callable[[int, int], bytes]) -> bool:
+        """Whether the bytes before the position are those of this one."""
+        return pread(len(self.anchor), self.position - len(self.anchor)) == self.anchor
+
+    def is_of(self, head: bytes, pread: Callable[[int, int], bytes]) -> bool:
+        """Whether what is known fits this content: by its first bytes, and by those before the position."""
+        return self.begins_as(head) and self.ends_as(pread) and (not self.position or bool(pread(1, self.position - 1)))
+
+    def has_nothing_for(self, size: int) -> bool:
+        """Whether nothing is to be read of its file, which has this size."""
+        return self.done and not self.again and (self.packed or self.position == size)
+
+    def moved_to(self, path: str, status: os.stat_result) -> "Saved":
+        """The same content, which stands in another file now."""
+        return structs.replace(self, device=status.st_dev, inode=status.st_ino, real=path, packed=path.endswith(".gz"))
+
 
 def digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:12]
+
+
+def begins(first: tuple[int, bytes], content: bytes) -> bool:
+    """Whether the content has these first bytes, as `identity_of` gave them."""
+    length, known = first
+    return len(content) >= length and digest(content[:length]) == known
 
 
 NOTHING_READ = 0, digest(b"")
@@ -88,6 +115,8 @@ class Life:
     anchor: bytes = b""
     taken: tuple[int, bool, bytes] = (0, False, b"")
     """Position, skipping and anchor up to which everything was taken."""
+    islands: tuple[tuple[int, int], ...] = ()
+    """Ranges ahead that a queue holds already."""
     _done: dict[int, tuple[int, bool, bytes]] = field(default_factory=dict)
 
     def start_at(self, position: int, skipping: bool, anchor: bytes) -> None:
@@ -147,6 +176,8 @@ class Followed:
     """Set where the file is compressed: positions and sizes are those of its content."""
     open_group: bool = False
     """Whether they are whole lines of a record whose last line is still to come, perhaps in the file that takes this one's place."""
+    copy: tuple[str, os.stat_result] | None = None
+    """Where its content stands compressed, too."""
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -158,6 +189,10 @@ class Followed:
     def pread_head(self, size: int) -> bytes:
         """The first bytes; nothing of a compressed file, which would have to begin again for them."""
         return b"" if self.unpacked is not None else os.pread(self.descriptor, size, 0)
+
+    def anchor(self, position: int) -> bytes:
+        """The bytes just before this position."""
+        return self.pread(min(ANCHOR_BYTES, position), max(0, position - ANCHOR_BYTES))
 
     def saved(self) -> Saved:
         """What is known of it; without a key while it has no life."""

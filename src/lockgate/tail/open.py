@@ -80,3 +80,21 @@ class Roots:
             if current == root or current.startswith(root.rstrip("/") + "/"):
                 return root
         raise Refused(f"{path} leads to {current}, outside of {', '.join(sorted(self.paths))}")
+
+
+def status_of(path: str, identity: tuple[int, int]) -> os.stat_result | None:
+    """The status of this path, where it (still) is this file: (device, inode)."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status if (status.st_dev, status.st_ino) == identity else None
+
+
+def name_in(directory: str, inode: int) -> str | None:
+    """The name in this directory that has this inode number."""
+    try:
+        with os.scandir(directory) as entries:
+            return next((entry.name for entry in entries if entry.inode() == inode), None)
+    except OSError:
+        return None

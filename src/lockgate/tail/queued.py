@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from lockgate.kit.ranges import Ranges
 from lockgate.tail.follow import parts_of
 
+_NONE = Ranges()
+
 
 class Queued:
-    """What was durable when the tailer started. A life takes its share when its file is found."""
+    """What was durable when the tailer started. A life takes its share when its file is found; what was lost of it goes to `again`."""
 
-    def __init__(self, durable: Mapping[str, Ranges], lost: Mapping[str, Ranges]) -> None:
+    def __init__(self, durable: Mapping[str, Ranges], lost: Mapping[str, Ranges], again: "Again") -> None:
+        self._again = again
         self._durable = dict(durable)
         self._lost = dict(lost)
         self._numbers: dict[str, list[int]] = {}
@@ -27,7 +30,7 @@ class Queued:
 
     def end(self, key: str) -> int:
         """How far the life reaches, by what is known of it here."""
-        return max((end for ranges in (self._durable, self._lost) for _, end in ranges.get(key, ())), default=0)
+        return max(ranges.get(key, _NONE).end for ranges in (self._durable, self._lost))
 
     def number(self, base: str, least: int, fits: Callable[[int], bool]) -> int | None:
         """Which of the lives that begin with this line this content is: the last one that is not longer than the content."""
@@ -43,14 +46,16 @@ class Queued:
         keys = [key for key in self._by_digest.get(digest, ()) if key in self.keys]
         return max(keys, key=lambda key: parts_of(key)[2], default=None)
 
-    def take(self, key: str) -> tuple[Ranges, Ranges]:
-        """What is durable of this life, and what was lost of it."""
-        return self._durable.pop(key, Ranges()), self._lost.pop(key, Ranges())
+    def take(self, key: str) -> Ranges:
+        """What is durable of this life; what was lost of it is to be read again."""
+        self._again.add(key, self._lost.pop(key, _NONE))
+        return self._durable.pop(key, Ranges())
 
-    def take_lost(self) -> dict[str, Ranges]:
-        """What was lost of lives that no file was found for."""
+    def take_lost(self) -> None:
+        """What was lost of lives that no file was found for is to be read again, should one come."""
         lost, self._lost = self._lost, {}
-        return lost
+        for key, ranges in lost.items():
+            self._again.add(key, ranges)
 
     def forget(self) -> None:
         """Whose file was not found by now is gone."""

@@ -11,38 +11,36 @@ positions pass it only when it is taken.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from lockgate.batch import Batch, Origin, Signal, derived_id
-from lockgate.kit.backoff import delays
 from lockgate.kit.clock import Clock
-from lockgate.pipeline.contract import Status, Storage
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.contract import Status, Storage, Waiting
+from lockgate.pipeline.errors import Retryable
+from lockgate.pipeline.ledger import Gap, Place, Source, Sources
+from lockgate.pipeline.retry import RetryOnFailure, hand_on
 from lockgate.tail.follow import Saved
-from lockgate.tail.tailer import Round, Tailer
+from lockgate.tail.reading import Round
+from lockgate.tail.tailer import Tailer
 
 _MAX_NAMED_PROBLEMS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of what is under way, and its retry."""
-
-    round_bytes: int = 2 << 20
-    round_records: int = 8192
-    max_rounds: int = 8
-    max_bytes: int = 32 << 20
-    """Payload bytes from read to taken."""
-    retry_initial_seconds: float = 0.1
-    retry_max_seconds: float = 5.0
-    retry_elapsed_seconds: float = 0.0
-    """After so long a round is given up, and counted; 0 is never."""
-    save_seconds: float = 1.0
+_ROUND_BYTES = 2 << 20
+_ROUND_RECORDS = 8192
+_MAX_ROUNDS = 8
+_MAX_BYTES = 32 << 20
+"""Payload bytes from read to taken."""
+_SAVE_SECONDS = 1.0
+READ_SECONDS = 30.0
+"""After so long a round of reading is said to hang; one reads some MB. A guess."""
+LOOK_SECONDS = 5.0
+"""How long the ledger waits for a thread that reads."""
+_BLOCKED_SECONDS = 1.0
+"""How often is looked while nothing may be read. A kubelet, which looks every ten seconds, deletes a file after several rotations."""
 
 
 class Rounds:
@@ -57,18 +55,16 @@ class Rounds:
         *,
         owner: str,
         storage: Storage | None,
-        saved: Callable[[Mapping[str, int]], None] = lambda positions: None,
+        saved: Callable[[Mapping[str, int], Mapping[str, str]], None] = lambda positions, groups: None,
         clock: Clock,
         status: Status,
         log: logging.Logger,
-        limits: Limits | None = None,
-        after_look: Callable[[], None] = lambda: None,
+        retry: RetryOnFailure,
     ) -> None:
         self._owner = owner
         self._tailer, self._emit, self._spawn, self._executor = tailer, emit, spawn, executor
         self._storage, self._clock, self._status, self._log = storage, clock, status, log
-        self.limits = limits or Limits()
-        self._after_look = after_look
+        self._retry = retry
         self._saved_positions = saved
         self._given_back: list[tuple[str, int, int]] = []
         self._wake = asyncio.Event()
@@ -76,11 +72,16 @@ class Rounds:
         self._using = asyncio.Lock()
         """Held while a thread works with the tailer."""
         self._job: asyncio.Future[Any] | None = None
+        self._job_since = 0.0
         self._stopping = False
         self._reading: asyncio.Task[None] | None = None
         self._named: set[str] = set()
         self._changed = False
-        self.left: list[Saved] | None = None
+        self._groups: dict[str, str] = {}
+        """The directory of each source that was known when positions were saved last."""
+        self._under_way: dict[int, tuple[Origin, ...]] = {}
+        self._looking: asyncio.Future[list[Source]] | None = None
+        self.left: Checkpoint | None = None
         """Once stopped: where to go on."""
         self.rounds_under_way = 0
         self.bytes_under_way = 0
@@ -89,6 +90,7 @@ class Rounds:
 
     async def start(self) -> None:
         """Looks once, so that what cannot be read is known before anything runs; then reads in the background."""
+        self._groups = self._groups_of(self._tailer.snapshot())
         found = await self._collect()
         # Which files are there is known before anything of them is delivered, and so what is new after a kill.
         await self._save_now()
@@ -111,8 +113,9 @@ class Rounds:
             self._remove_reader()
             if self._job is None or self._job.done():  # else the stop was cancelled, and a thread still uses the tailer
                 self._tailer.give_back(self._given_back)
-                self.left = self._tailer.snapshot()
-                self._tell_saved(self.left, self._save(self.left))
+                entries = self._tailer.snapshot()
+                self.left = Checkpoint(1, entries, list(self._tailer.gaps.values()))
+                self._tell_saved(entries, self._save(entries))
                 self._tailer.close()
 
     def give_back(self, origins: Iterable[Origin]) -> None:
@@ -125,8 +128,15 @@ class Rounds:
 
     async def _with_tailer(self, work: Callable[..., Any], *arguments: Any) -> Any:
         async with self._using:
+            self._job_since = self._clock.monotonic()
             self._job = asyncio.ensure_future(self._in_thread(work, *arguments))
             return await asyncio.shield(self._job)
+
+    def waiting(self) -> Iterator[Waiting]:
+        """See `Component.waiting`."""
+        if self._job is not None and not self._job.done():
+            text = f"the disk: reading {self._tailer.at or 'directories'} does not return"
+            yield Waiting(text, self._job_since, READ_SECONDS)
 
     # Reading.
 
@@ -136,14 +146,21 @@ class Rounds:
             began = loop.time()
             found = await self._collect()
             await self._deliver_soon(found)
-            async with self._room:
-                await self._room.wait_for(
-                    lambda: (
-                        self._stopping or (self.rounds_under_way < self.limits.max_rounds and self.bytes_under_way < self.limits.max_bytes)
-                    )
-                )
+            while not await self._has_room():
+                await self._with_tailer(self._tailer.look)
+                self._report()
             if not found.more:
                 await self._wait(began)
+
+    async def _has_room(self) -> bool:
+        """Waits until another round may be under way; False where that takes long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BLOCKED_SECONDS), self._room:
+                await self._room.wait_for(
+                    lambda: self._stopping or (self.rounds_under_way < _MAX_ROUNDS and self.bytes_under_way < _MAX_BYTES)
+                )
+                return True
+        return False
 
     async def _wait(self, began: float) -> None:
         """Until something is to be read, and not before the pace allows."""
@@ -185,11 +202,10 @@ class Rounds:
 
         def collect() -> Round:
             self._tailer.give_back(back)
-            return self._tailer.collect(self.limits.round_bytes, self.limits.round_records)
+            return self._tailer.collect(_ROUND_BYTES, _ROUND_RECORDS)
 
         found: Round = await self._with_tailer(collect)
         self._report()
-        self._after_look()
         return found
 
     # Delivering.
@@ -212,50 +228,29 @@ class Rounds:
         found.payloads.clear()
         self.rounds_under_way += 1
         self.bytes_under_way += len(batch.payload)
+        self._under_way[id(found)] = origins
         self._spawn(self._deliver(found, batch), "deliver")
 
     async def _deliver(self, found: Round, batch: Batch) -> None:
         try:
-            await self._hand_on(batch)
+            if not await hand_on(batch, self._emit, self._retry, clock=self._clock, status=self._status, log=self._log):
+                self.dropped += batch.count
             for range_ in found.ranges:
                 range_.take()
             self._changed = True
         finally:
+            del self._under_way[id(found)]
             async with self._room:
                 self.rounds_under_way -= 1
                 self.bytes_under_way -= len(batch.payload)
                 self._room.notify_all()
-
-    async def _hand_on(self, batch: Batch) -> None:
-        limits = self.limits
-        waits = delays(limits.retry_initial_seconds, limits.retry_max_seconds)
-        began = self._clock.monotonic()
-        while True:
-            try:
-                await self._emit(batch)
-            except Retryable as refusal:
-                elapsed = self._clock.monotonic() - began
-                if limits.retry_elapsed_seconds and elapsed >= limits.retry_elapsed_seconds:
-                    self.dropped += batch.count
-                    self._log.error(
-                        "gave up %d records after %.0f s, as retry_on_failure.max_elapsed_time says: %s", batch.count, elapsed, refusal
-                    )
-                    break
-                self._status.block(f"the next owner cannot take records now: {refusal}", "delivery")
-                await self._clock.sleep(max(next(waits), refusal.after or 0.0))
-            except Permanent as refusal:
-                self.dropped += batch.count
-                self._log.error("%d records were refused for good, and are lost: %s", batch.count, refusal)
-                break
-            else:
-                break
-        self._status.clear("delivery")
 
     # Telling.
 
     def _report(self) -> None:
         """What cannot be read goes to the log once, and into the status as long as it lasts; what was lost, to the log."""
         while self._tailer.losses:
+            self._changed = True
             self._log.error("%s", self._tailer.losses.popleft())
         problems = self._tailer.problems
         gone = self._named - problems.keys()
@@ -281,11 +276,32 @@ class Rounds:
         else:
             self._status.clear("waiting")
 
+    async def look_at(self, place: Callable[[str, str], Place | None]) -> Sources:
+        """See `Receiver.sources`. Raises Retryable where a reading thread does not return."""
+        if self._looking is not None and not self._looking.done():
+            raise Retryable("files cannot be looked at now: a look at them does not return")
+        self._looking = self._spawn(self._with_tailer(self._tailer.look_at, place), "look")
+        done, _ = await asyncio.wait({self._looking}, timeout=LOOK_SECONDS)
+        if not done:
+            raise Retryable("files cannot be looked at now: reading them does not return")
+        found = Sources(
+            self._looking.result(),
+            under_way=[origin for origins in self._under_way.values() for origin in origins],
+            dropped=self.dropped,
+            waiting_files=self._tailer.waiting_files,
+        )
+        for source in found.sources:
+            source.id = f"{self._owner}:{source.id}" if source.id else ""
+        for gap in list(self._tailer.gaps.values()):
+            if (where := place(gap.path, gap.path)) is not None:
+                found.gaps.append((where, gap))
+        return found
+
     # Remembering.
 
     async def _keep_saving(self) -> None:
         while True:
-            await self._clock.sleep(self.limits.save_seconds)
+            await self._clock.sleep(_SAVE_SECONDS)
             if not self._changed or self._stopping:
                 continue
             await self._save_now()
@@ -299,13 +315,18 @@ class Rounds:
         """Queues need not remember what is saved here; without a storage nothing is, but what is gone is."""
         if is_saved or self._storage is None:
             positions = {f"{self._owner}:{entry.key}": entry.position if is_saved else 0 for entry in entries if entry.key}
-            self._saved_positions(positions)
+            groups = self._groups_of(entries)
+            self._saved_positions(positions, self._groups | groups)
+            self._groups = groups
+
+    def _groups_of(self, entries: list[Saved]) -> dict[str, str]:
+        return {f"{self._owner}:{entry.key}": os.path.dirname(entry.real) for entry in entries if entry.key}
 
     def _save(self, entries: list[Saved]) -> bool:
         if self._storage is None:
             return False
         try:
-            self._storage.save(encode(entries))
+            self._storage.save(encode(entries, list(self._tailer.gaps.values())))
         except OSError as error:
             self._changed = True
             reason = f"cannot save positions: {error}; a restart would read again from the last ones saved"
@@ -317,24 +338,27 @@ class Rounds:
         return True
 
 
-class _Checkpoint(msgspec.Struct):
-    version: int
-    files: list[Saved]
+class Checkpoint(msgspec.Struct):
+    """What is stored."""
+
+    version: int = 1
+    files: list[Saved] = []
+    gaps: list[Gap] = []
 
 
-def encode(entries: list[Saved]) -> bytes:
-    """Positions as they are stored."""
-    return msgspec.msgpack.encode(_Checkpoint(1, entries))
+def encode(entries: list[Saved], gaps: list[Gap]) -> bytes:
+    """Positions and gaps as they are stored."""
+    return msgspec.msgpack.encode(Checkpoint(1, entries, gaps))
 
 
-def decode(content: bytes | None) -> list[Saved]:
+def decode(content: bytes | None) -> Checkpoint:
     """What `encode` made; raises ValueError for anything else."""
     if content is None:
-        return []
+        return Checkpoint()
     try:
-        checkpoint = msgspec.msgpack.decode(content, type=_Checkpoint)
+        checkpoint = msgspec.msgpack.decode(content, type=Checkpoint)
     except msgspec.DecodeError as error:
         raise ValueError(f"is no checkpoint of file positions: {error}") from error
     if checkpoint.version != 1:
         raise ValueError(f"is a checkpoint of version {checkpoint.version}; this program knows version 1")
-    return checkpoint.files
+    return checkpoint

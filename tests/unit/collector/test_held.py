@@ -66,7 +66,7 @@ def test_what_a_receiver_need_not_read_again_is_what_every_queue_that_it_reaches
 def test_saved_positions_reach_the_queues_behind_the_receiver_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, told = program(tmp_path), []
     for name, queue in queues(made).items():
-        monkeypatch.setattr(queue, "saved", lambda owner, positions, name=name: told.append((name, owner, dict(positions))))
+        monkeypatch.setattr(queue, "saved", lambda owner, positions, groups, name=name: told.append((name, owner, dict(positions))))
     made.host.saved("otlp", {"otlp:f": 7})
     assert sorted(told) == [("logs/in", "otlp", {"otlp:f": 7}), ("logs/out", "otlp", {"otlp:f": 7})]
 

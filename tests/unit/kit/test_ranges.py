@@ -35,6 +35,7 @@ def test_what_is_missing_is_what_is_not_there(added: list[tuple[int, int]], star
     ranges = Ranges(added)
     assert numbers(Ranges(ranges.missing(start, end))) == set(range(start, end)) - numbers(ranges)
     assert ranges.reach(start) == next(number for number in range(start, 99) if number not in numbers(ranges))
+    assert ranges.end == max(numbers(ranges), default=-1) + 1
 
 
 @given(one=pieces, other=pieces)

@@ -102,6 +102,19 @@ async def test_a_body_that_does_not_come_in_time_is_408_and_gives_its_bytes_back
         assert sluice.server.budget.used == 0
 
 
+async def test_a_client_that_is_gone_in_mid_body_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (sluice, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", sluice.server.port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        async with asyncio.timeout(5):
+            while sluice.server.budget.used != 1000:
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+            while sluice.server.budget.used:
+                await asyncio.sleep(0.01)
+    assert "fault" not in caplog.text
+
+
 async def test_an_idle_connection_is_closed() -> None:
     async with serving(idle_timeout="50ms") as (sluice, _):
         async with asyncio.timeout(2):

@@ -358,12 +358,13 @@ async def test_a_fault_of_our_own_reaches_the_caller_and_the_senders_live_on() -
         await exporter.consume(logs("b"))
 
 
-async def test_no_delivery_for_long_is_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_it_waits_for_while_nothing_is_delivered_is_told_with_the_last_refusal() -> None:
     server, clock = Server(*[Retryable("down")] * 100), VirtualClock()
     async with exporting(server, clock, sending_queue={"stalled_after": "60s"}) as (exporter, _):
         consuming = asyncio.create_task(exporter.consume(logs("a")))
         await clock.advance(100)
-        assert "nothing was delivered for" in caplog.text
+        (waiting,) = exporter.waiting()
+        assert (waiting.what, waiting.since, waiting.limit) == ("delivery: down; 1 are in the queue", 0.0, 60.0)
         consuming.cancel()
 
 

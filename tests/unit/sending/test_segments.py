@@ -32,7 +32,9 @@ def a_batch(number: int, size: int = 40) -> Batch:
 
 def opened(directory: Path, *readers: str, segment_bytes: int = 8 << 20, compression: tuple[str, int | None] = ("zstd", 1)) -> Journal:
     names = readers or ("out",)
-    journal = Journal(directory / "queue", LOG, names, segment_bytes=segment_bytes, fsync=False, compression=compression)
+    journal = Journal(
+        directory / "queue", LOG, names, segment_bytes=segment_bytes, fsync=False, compression=compression, time_unix_nano=lambda: 0
+    )
     journal.open()
     return journal
 
@@ -439,6 +441,52 @@ def test_accounts_are_exact_over_kills_and_say_what_was_rejected_and_why(tmp_pat
         assert sum(account.shares["out"].pending for account in accounts.values()) == 10
 
 
+def test_what_processors_dropped_is_filtered_and_never_queued_also_where_nothing_is_left(tmp_path: Path) -> None:
+    left, none = Origin("tail:a", 0, 100, 12, 7, 3), Origin("tail:a", 100, 200, 4, 0, 4)
+    journal = opened(tmp_path)
+    entries = appended(journal, Batch(Signal.LOGS, b"x", 7, "a", origins=(left,)), Batch(Signal.LOGS, b"", 0, "b", origins=(none,)))
+    settle(journal, entries)
+    journal.close()
+    again = opened(tmp_path)
+    (account,) = again.knowledge.accounts().values()
+    assert (account.lines, account.records, account.filtered, account.joined) == (16, 7, 7, 2)
+    assert account.shares == {"out": Share(7, 7)}
+    assert list(again.knowledge.held("tail").durable["tail:a"]) == [(0, 200)]
+
+
+def test_counts_of_files_that_are_gone_are_kept_for_their_container_while_it_has_one(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    knowledge = journal.knowledge
+    batches = [Batch(Signal.LOGS, b"x", 2, f"id-{name}", origins=(Origin(f"tail:{name}", 0, 10, 3, 2),)) for name in ("old", "new", "odd")]
+    entries = appended(journal, *batches)
+    groups = {"tail:old": "/pods/shop_web_1:2/main", "tail:new": "/pods/shop_web_1:2/main"}
+    settle(journal, entries[:2])
+    for _ in range(3):
+        knowledge.saved("tail", {"tail:new": 10}, groups)
+    group = "tail:=/pods/shop_web_1%3A2/main"
+    done, waiting = Account(3, 2, {"out": Share(2, 2)}), Account(3, 2, {"out": Share(2)})
+    assert knowledge.accounts() == {group: done, "tail:new": done, "tail:odd": waiting}
+    settle(journal, entries[2:])
+    for _ in range(4):
+        knowledge.saved("tail", {}, {})
+    assert knowledge.accounts() == {"tail:": Account(9, 6, {"out": Share(6, 6)})}
+    assert knowledge.total("tail").joined == 3
+
+
+def test_since_when_something_waits_is_known_after_a_restart(tmp_path: Path) -> None:
+    times = iter((10, 20, 30))
+    journal = Journal(tmp_path / "queue", LOG, ["out"], fsync=False, time_unix_nano=lambda: next(times))
+    journal.open()
+    appended(journal, a_batch(0))
+    appended(journal, a_batch(1))
+    assert journal.knowledge.share("out").since_unix_nano == 10
+    journal.close()
+    again = opened(tmp_path)
+    assert again.knowledge.share("out").since_unix_nano == 10
+    settle(again, drained(again))
+    assert again.knowledge.share("out").since_unix_nano == 0
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_over_any_history_of_crashes_and_damage_nothing_whole_is_lost_and_what_is_lost_is_given_back(data: st.DataObject) -> None:
@@ -626,3 +674,37 @@ def test_whatever_befalls_its_files_it_opens_drains_and_keeps_what_was_not_touch
         for reader in ("a", "b"):
             assert ids(drained(last, reader)) == ["id-99"]
         last.close()
+
+
+def test_a_number_that_an_unfinished_write_left_is_given_again_and_not_taken_for_damaged(tmp_path: Path) -> None:
+    """A power loss in the midst of a write of two: their heads are there, their bodies are not."""
+    journal = opened(tmp_path)
+    journal.append([a_batch(1)])
+    (segment,), (notes,) = segments(tmp_path), sorted((tmp_path / "queue").glob("*.notes"))[-1:]
+    noted = notes.read_bytes()
+    first, second = journal.append([a_batch(2), a_batch(3)])
+    journal.close()
+    notes.write_bytes(noted)
+    content = bytearray(segment.read_bytes())
+    for ref in (first, second):
+        content[ref.end - 10 : ref.end] = os.urandom(10)
+    segment.write_bytes(content)
+    journal = opened(tmp_path)
+    assert ids(drained(journal)) == ["id-1"]
+    journal.append([a_batch(4)])
+    journal.close()
+    assert ids(drained(opened(tmp_path))) == ["id-1", "id-4"]
+
+
+def test_a_block_that_was_written_to_another_place_costs_what_stood_there_alone(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    ends = [ref.end for ref in journal.append([a_batch(number) for number in range(1, 11)])]
+    journal.close()
+    (segment,) = segments(tmp_path)
+    content = bytearray(segment.read_bytes())
+    later = content[ends[7] : ends[8]]
+    content[ends[1] : ends[1] + len(later)] = later
+    segment.write_bytes(content)
+    found = ids(drained(opened(tmp_path)))
+    assert {f"id-{number}" for number in (1, 2, 5, 6, 7, 8, 9, 10)} <= set(found)
+    assert len(found) == len(set(found))

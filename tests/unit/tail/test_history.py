@@ -18,7 +18,7 @@ from support.tail import Bench, bodies, container
 
 from lockgate.kit.ranges import Ranges
 from lockgate.tail.follow import Saved
-from lockgate.tail.tailer import Round
+from lockgate.tail.reading import Round
 
 HISTORIES = int(os.environ.get("LOCKGATE_HISTORIES", "300"))
 FIRST = int(os.environ.get("LOCKGATE_FIRST_HISTORY", "0"))

@@ -114,6 +114,52 @@ def test_a_file_that_another_is_renamed_over_is_drained_and_then_let_go(bench: B
     assert bench.tailer.counts.gaps == 0
 
 
+def test_many_compressed_files_after_downtime_are_read_by_turns(bench: Bench) -> None:
+    logs, files = range(3), range(20)  # more than are unpacked at a time, and the oldest of a log goes first
+    # The oldest is unpacked to its end by a look at its beginning.
+    lines = {log: [f"{log} 0 ".ljust(999, "x"), *(f"{log} {turn} {line}" for turn in files[1:] for line in range(200))] for log in logs}
+    for log in logs:
+        bench.write(f"{log}.log", "first\n")
+    assert bench.read() == ["first"] * len(logs)
+    bench.stop()
+    for log in logs:
+        for turn in files:
+            content = "".join(f"{line}\n" for line in lines[log] if line.startswith(f"{log} {turn} "))
+            bench.write(f"{log}.log.20240101-0000{turn:02d}.gz", gzip.compress(content.encode()))
+    found = bench.read(1)
+    assert {log: [line for line in found if line.startswith(f"{log} ")] for log in logs} == lines
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_deleted_while_nobody_reads_is_kept_up_to_a_bound_and_counted_beyond_it(tmp_path: Path, packed: bool) -> None:
+    bench = Bench(tmp_path, max_deleted_bytes=15)
+    bench.write("0.log", "first\n")
+    assert bench.read() == ["first"]
+    rotated = [f"0.log.20240101-00000{number}" for number in range(5)]
+    for number, name in enumerate(rotated):
+        bench.write("0.log", f"line {number}..\n")
+        bench.now += 10
+        bench.tailer.look()
+        bench.rename("0.log", name)
+        bench.tailer.look()
+        if packed and number:
+            bench.write(f"{rotated[number - 1]}.gz", gzip.compress((tmp_path / rotated[number - 1]).read_bytes()))
+            bench.unlink(rotated[number - 1])
+            bench.now += 10
+            bench.tailer.look()
+    bench.write("0.log", "last\n")
+    for path in sorted(tmp_path.glob("0.log.*"))[:4]:
+        path.unlink()
+    bench.now += 10
+    bench.tailer.look()
+    found = bench.read(10)
+    lost = {f"line {number}.." for number in range(5)} - set(found)
+    assert found[-2:] == ["line 4..", "last"]
+    assert bench.tailer.counts.lost_bytes == 9 * len(lost) > 0
+    assert bench.tailer.counts.unknown == 0
+    bench.kill()
+
+
 def test_a_rotated_file_with_more_than_a_round_takes_goes_on_before_its_successor(bench: Bench) -> None:
     old, new = [f"old {number}" for number in range(3000)], [f"new {number}" for number in range(3000)]
     bench.write("0.log", old[0] + "\n")

@@ -129,6 +129,10 @@ class FileStorageExtension(Extension[FileStorageSettings]):
         directory = Path(self.settings.directory, name)
         try:
             directory.mkdir(int(self.settings.directory_permissions, 8), exist_ok=True)
+            if self.settings.fsync:
+                # What is synced in a directory is lost with the directory, if a power loss takes that away. Each time: whoever made it
+                # may have been killed before this.
+                _sync(directory.parent)
         except OSError as error:
             raise StorageError(f"cannot use {directory}: {error.strerror}; {_who()}; let it write there (fsGroup)") from error
         return FileStore(directory, fsync=self.settings.fsync, recreate=self.settings.recreate)
@@ -152,6 +156,14 @@ class FileStorageExtension(Extension[FileStorageSettings]):
                 os.ftruncate(self._lock, 0)
                 os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
                 return
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _who() -> str:
@@ -209,11 +221,7 @@ class FileStore:
                 aside.unlink()  # a full disk needs its space back
             raise
         if self._fsync:
-            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            _sync(self._directory)
         self._number = number
 
     def _path(self, number: int) -> Path:

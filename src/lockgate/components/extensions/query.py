@@ -10,23 +10,21 @@ Each request carries the token from the state directory (mode 0600): loopback is
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 from aiohttp import web
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lockgate.kit.units import Duration, Size, parse_duration
+from lockgate.net import access
+from lockgate.net.loopback import LoopbackSettings
 from lockgate.pipeline.contract import Context, Extension, Kind, component
 from lockgate.pipeline.errors import Retryable
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Write
-from lockgate.store import access, query
+from lockgate.store import query
 from lockgate.store.database import Database
 
 _FOLLOW_SECONDS = 0.25
@@ -34,16 +32,15 @@ _FOLLOW_SECONDS = 0.25
 _FOLLOWERS = 16
 
 
-class QuerySettings(ComponentSettings):
+class QuerySettings(LoopbackSettings):
     """Where queries are answered, and what one may take."""
+
+    PURPOSE = "queries"
 
     endpoint: str = "127.0.0.1:3001"
     """host:port on loopback; port 0 takes a free one (clients find it through the state directory)."""
     store: str = "store"
     """The store exporter to ask: `store` or `store/name`."""
-    state_directory: str = ""
-    """Where the address and the token are left for `lockgate logs` and `lockgate query`; empty is $LOCKGATE_STATE, or
-    .lockgate in the working directory."""
     timeout: Duration = 30.0
     """How long one query may run."""
     max_rows: int = Field(10_000, ge=1)
@@ -52,29 +49,6 @@ class QuerySettings(ComponentSettings):
     """Bytes that one query may give."""
     max_concurrent_queries: int = Field(4, ge=1)
     """Queries that run at once; four times as many may wait, more are answered 429."""
-
-    @field_validator("endpoint")
-    @classmethod
-    def _is_loopback(cls, endpoint: str) -> str:
-        host, _, port = endpoint.rpartition(":")
-        name = host.strip("[]")
-        try:
-            loopback = name == "localhost" or ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            loopback = False
-        if not (loopback and port.isdigit() and int(port) < 65536):
-            raise ValueError(f"{endpoint} is no host:port on loopback; queries are not encrypted: use 127.0.0.1:PORT")
-        return endpoint
-
-    @property
-    def directory(self) -> Path:
-        """The state directory."""
-        return Path(self.state_directory) if self.state_directory else access.default_state_directory()
-
-    def needs(self) -> Iterator[Need]:
-        host, _, port = self.endpoint.rpartition(":")
-        yield Listen(host.strip("[]"), int(port), "queries")
-        yield Write(str(self.directory), "address and token of the queries", 0o700)
 
 
 class _Question(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,7 +85,7 @@ class QueryExtension(Extension[QuerySettings]):
             await self._runner.cleanup()
             raise OSError(error.errno, f"cannot listen on {self.settings.endpoint} for queries: {error.strerror}") from error
         try:
-            self._access = access.publish(self.settings.directory, self.address)
+            self._access = access.publish(self.settings.directory, access.QUERIES, self.address)
         except OSError as error:
             await self._runner.cleanup()
             reason = f"cannot leave the queries' token in {self.settings.directory}: {error.strerror}; set state_directory"
@@ -119,7 +93,7 @@ class QueryExtension(Extension[QuerySettings]):
 
     async def stop(self) -> None:
         if self._access is not None:
-            access.withdraw(self.settings.directory, self._access)
+            access.withdraw(self.settings.directory, access.QUERIES, self._access)
         if self._runner is not None:
             await self._runner.cleanup()
         if self._threads is not None:
@@ -134,9 +108,7 @@ class QueryExtension(Extension[QuerySettings]):
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-        token = self._access.token if self._access else ""
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not token or not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
+        if self._access is None or not self._access.allows(request.headers.get("Authorization", "")):
             return _problem(401, f"the token of {self.settings.directory}/query.json is missing or wrong")
         try:
             return await handler(request)

@@ -91,6 +91,8 @@ class BatchProcessor(Processor[BatchSettings]):
         self._incoming.add(batch.count)
         if batch.count:
             await self._enqueue(_Entry(batch))
+        elif batch.origins:
+            await self.next.consume(batch)
         self._outgoing.add(batch.count)
 
     async def stop(self) -> None:

@@ -198,10 +198,15 @@ class FilterProcessor(Processor[FilterSettings]):
             if left == batch.count:
                 return batch
             self._filtered.add(batch.count - left)
-            return batch.with_payload(keep_groups(index, stays), left)
+            dropped = [0] * len(index.entries)
+            for group, stay in zip(index.groups, stays, strict=True):
+                if not stay:
+                    dropped[index.scopes[group.scope][0]] += group.records
+            return batch.with_payload(keep_groups(index, stays), left, dropped)
         request = batch.copy_message()
-        left = keep(batch.signal, request, self._selects)
+        dropped = keep(batch.signal, request, self._selects)
+        left = batch.count - sum(dropped)
         if left == batch.count:
             return batch
         self._filtered.add(batch.count - left)
-        return batch.with_message(request, left)
+        return batch.with_message(request, left, dropped)

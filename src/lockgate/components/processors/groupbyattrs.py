@@ -6,6 +6,7 @@ and scopes (name and version) are then equal stand together, in the order of fir
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
 from typing import Any
@@ -42,7 +43,7 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
 
     def process(self, batch: Batch) -> Batch:
         if batch.signal is Signal.LOGS and (found := index(batch.payload, self._encoded_keys)) is not None:
-            return batch.with_payload(self._regroup(found))
+            return replace(batch.with_payload(self._regroup(found)), regrouped=True)
         request = batch.copy_message()
         regrouped = type(request)()
         homes = _Homes(batch.signal, regrouped)
@@ -53,7 +54,7 @@ class GroupByAttrsProcessor(Processor[GroupByAttrsSettings]):
                     continue
                 for point in data_points(record):
                     homes.of_metric(entry, scope, record, self._take(point.attributes)).append(point)
-        return batch.with_message(regrouped, batch.count)
+        return replace(batch.with_message(regrouped, batch.count), regrouped=True)
 
     def _regroup(self, index: Index) -> bytes:
         """What `process` does, by groups of alike log records."""

@@ -16,8 +16,8 @@ from support.otlp import log_batch
 
 from lockgate.components.exporters.store import StoreExporter, StoreSettings
 from lockgate.components.extensions.query import QueryExtension, QuerySettings
+from lockgate.net.access import Access, NotRunning, find
 from lockgate.pipeline.contract import Kind
-from lockgate.store.access import Access, NotRunning, find
 
 ENDLESS = "SELECT count(*) FROM range(100000) a, range(100000) b, range(1000) c WHERE hash(a.range + b.range * c.range) = 7"
 """Small enough to be held in memory, so that time is what runs out first."""

@@ -1,5 +1,6 @@
 """The filter processor, as the chart's configurations use it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from pydantic import ValidationError
 from support import Sink, batch, context, resource_attributes
 
-from lockgate.batch import Batch, Signal, count_records
+from lockgate.batch import Batch, Origin, Signal, count_records, merge
 from lockgate.components.processors.filter import FilterProcessor, FilterSettings
 
 
@@ -57,6 +58,26 @@ async def test_a_batch_of_which_nothing_is_left_is_acknowledged_and_goes_nowhere
     async with tested:
         await tested.consume(units("a"))
     assert sink.calls == 0
+
+
+async def test_a_batch_of_which_nothing_is_left_goes_on_where_it_has_origins() -> None:
+    given = replace(units("a", "b"), origins=(Origin("tail:1", 0, 10, 1, 1), Origin("tail:2", 0, 10, 1, 1)))
+    tested = processor(Signal.LOGS, {"logs": {"include": {"match_type": "strict", "bodies": ["x"]}}})
+    after = processor(Signal.LOGS, {"logs": {"include": by_unit("strict", "x")}})
+    tested.next, after.next = after, (sink := Sink())
+    async with after, tested:
+        await tested.consume(given)
+    assert [(it.count, [origin.filtered for origin in it.origins]) for it in sink.batches] == [(0, [1, 1])]
+
+
+@pytest.mark.parametrize("match", [by_unit("strict", "b"), {"match_type": "strict", "bodies": ["b"]}], ids=["by-group", "by-record"])
+def test_each_origin_is_told_what_of_it_was_dropped(match: dict[str, Any]) -> None:
+    several = (units("a"), units("b"), units("b"), units("a"))
+    given = replace(merge(several), origins=tuple(Origin(f"tail:{number}", 0, 10, 1, 1) for number in range(4)))
+    first = processor(Signal.LOGS, {"logs": {"exclude": match}}).process(given)
+    assert [(it.records, it.filtered) for it in first.origins] == [(1, 0), (0, 1), (0, 1), (1, 0)]
+    second = processor(Signal.LOGS, {"logs": {"include": match}}).process(first)
+    assert [(it.records, it.filtered) for it in second.origins] == [(0, 1)] * 4
 
 
 def test_metrics_are_counted_by_data_points() -> None:

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from lockgate.batch import Origin, Signal
-from lockgate.components.receivers.filelog.parsers import make_parser
+from lockgate.components.receivers.filelog.parsers import make_parser, pod_attributes
 from lockgate.components.receivers.filelog.settings import FilelogSettings
 from lockgate.kit.ranges import Ranges
-from lockgate.pipeline.contract import Context, Receiver, Storage, component
-from lockgate.tail.follow import Parser, Saved
-from lockgate.tail.rounds import Limits, Rounds, decode
-from lockgate.tail.tailer import Options, Tailer
+from lockgate.pipeline.contract import Context, Receiver, Storage, Waiting, component
+from lockgate.pipeline.errors import Retryable
+from lockgate.pipeline.ledger import Chosen, Place, Sources
+from lockgate.tail.follow import Parser
+from lockgate.tail.options import Options
+from lockgate.tail.rounds import Checkpoint, Rounds, decode
+from lockgate.tail.tailer import Tailer
 
 _SPARE_DESCRIPTORS = 256
 """For sockets, the queue and everything else."""
@@ -36,8 +39,8 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         storage: Storage | None = None
         if settings.storage:
             storage = context.host.extension(settings.storage).storage(f"{context.kind}/{context.id}")
-        left: list[Saved] | None = context.host.left.get(self._key)
-        saved = left if left is not None else await self._load(storage) if storage is not None else []
+        left: Checkpoint | None = context.host.left.get(self._key)
+        saved = left if left is not None else await self._load(storage) if storage is not None else Checkpoint()
         held = context.host.held(context.id)
         # What cannot be known is read again: duplicates, not loss. What came to be while nobody looked is new.
         at_end = settings.start_at == "end" and saved is not None and left is None
@@ -57,20 +60,16 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             fingerprint_bytes=settings.fingerprint_size,
             max_record_bytes=operator.max_log_size if operator else settings.max_log_size,
             max_files=self._max_files(),
+            max_deleted_bytes=settings.max_deleted_size,
             flush_seconds=settings.flush_seconds,
             inotify=settings.inotify,
             own=own_output(),
         )
-        retry = settings.retry_on_failure
-        limits = Limits(
-            retry_initial_seconds=retry.initial_interval,
-            retry_max_seconds=retry.max_interval,
-            retry_elapsed_seconds=retry.max_elapsed_time,
-        )
         self._tailer = Tailer(
             options,
             parser,
-            saved or [],
+            saved.files if saved is not None else (),
+            gaps=saved.gaps if saved is not None else (),
             durable=_by_key(held.durable),
             lost=_by_key(held.lost),
             monotonic=context.clock.monotonic,
@@ -89,7 +88,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             clock=context.clock,
             status=context.status,
             log=self.log,
-            limits=limits,
+            retry=settings.retry_on_failure,
         )
         self._observe(self._tailer, self._rounds)
         await self._rounds.start()
@@ -110,7 +109,21 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         if self._rounds is not None:
             self._rounds.give_back(origins)
 
-    async def _load(self, storage: Storage) -> list[Saved] | None:
+    def waiting(self) -> Iterator[Waiting]:
+        yield from super().waiting()
+        if self._rounds is not None:
+            yield from self._rounds.waiting()
+
+    async def sources(self, chosen: Chosen) -> Sources | None:
+        def place(path: str, real: str) -> Place | None:
+            found = place_of(path) or place_of(real) or Place()
+            return found if chosen.matches(found) else None
+
+        if self._rounds is None or not self.running:
+            raise Retryable(f"receiver {self.context.id} is not running")
+        return await self._rounds.look_at(place)
+
+    async def _load(self, storage: Storage) -> Checkpoint | None:
         """The saved positions; None where they cannot be read."""
         try:
             return decode(await self.in_thread(storage.load))
@@ -158,6 +171,14 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             ("dropped_records", "records refused for good, or given up", lambda: rounds.dropped),
         ):
             metrics.observe(f"lockgate_filelog_{name}", help, read, kind="counter", **label)
+
+
+def place_of(path: str) -> Place | None:
+    """The container whose log this is, also one that was rotated."""
+    found = pod_attributes(path) or pod_attributes(path.rpartition("/")[0] + "/0.log")
+    if not found:
+        return None
+    return Place(*(found[f"k8s.{key}"] for key in ("namespace.name", "pod.name", "pod.uid", "container.name")))
 
 
 def _by_key(sources: Mapping[str, Ranges]) -> dict[str, Ranges]:

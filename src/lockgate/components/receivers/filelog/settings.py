@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from lockgate.kit.document import Path
 from lockgate.kit.units import Duration, Size
 from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.retry import RetryOnFailure
 from lockgate.tail.patterns import check, fixed_root
-from lockgate.tail.retry import RetryOnFailure
 
 # Log text is an attacker's: linear time or nothing.
 re2.set_fallback_notification(re2.FALLBACK_EXCEPTION)
@@ -111,6 +111,9 @@ class FilelogSettings(ComponentSettings):
     """Bytes of one record; a longer one is cut and flagged `log.record.truncated`."""
     max_concurrent_files: int = Field(1024, ge=1)
     """Files open at once. Beyond it, those that have been quiet for longest are closed, and opened again when they grow."""
+    max_deleted_size: Size = 64 << 20
+    """Bytes of deleted files that may wait to be read, in an outage that outlasts the queue. They still take space on the node; beyond this
+    the oldest are let go, counted as lost. (Not a key of the collector's.)"""
     max_batches: int = Field(0, ge=0)
     """No effect: every round is bounded, and files take turns."""
     initial_buffer_size: Size = 16 << 10

@@ -16,11 +16,10 @@ from lockgate.components.receivers.journald.journal import Journal
 from lockgate.components.receivers.journald.records import Records
 from lockgate.components.receivers.journald.settings import DEFAULT_DIRECTORIES, JournaldSettings
 from lockgate.kit import regex
-from lockgate.kit.backoff import delays
 from lockgate.kit.sometimes import Sometimes
+from lockgate.kit.unreadable import describe_unreadable
 from lockgate.pipeline.contract import Context, Receiver, Storage, component
-from lockgate.pipeline.errors import Permanent, Retryable
-from lockgate.tail.tailer import describe_unreadable
+from lockgate.pipeline.retry import hand_on
 
 T = TypeVar("T")
 
@@ -131,7 +130,10 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         self._report()
         if found.count:
             batch = Batch(Signal.LOGS, found.payload, found.count, derived_id(self.context.id, found.first, found.last))
-            await self._hand_on(batch)
+            context = self.context
+            retry = self.settings.retry_on_failure
+            if not await hand_on(batch, self.emit, retry, clock=context.clock, status=context.status, log=self.log):
+                self._dropped.add(batch.count)
         self._cursor = found.last or self._cursor
         return found.more
 
@@ -270,32 +272,6 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         finally:
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
-
-    # Handing on.
-
-    async def _hand_on(self, batch: Batch) -> None:
-        retry, clock, status = self.settings.retry_on_failure, self.context.clock, self.context.status
-        waits = delays(retry.initial_interval, retry.max_interval)
-        began = clock.monotonic()
-        while True:
-            try:
-                await self.emit(batch)
-                break
-            except Retryable as refusal:
-                elapsed = clock.monotonic() - began
-                if retry.max_elapsed_time and elapsed >= retry.max_elapsed_time:
-                    self._dropped.add(batch.count)
-                    self.log.error(
-                        "gave up %d records after %.0f s, as retry_on_failure.max_elapsed_time says: %s", batch.count, elapsed, refusal
-                    )
-                    break
-                status.block(f"the next owner cannot take records now: {refusal}", "delivery")
-                await clock.sleep(max(next(waits), refusal.after or 0.0))
-            except Permanent as refusal:
-                self._dropped.add(batch.count)
-                self.log.error("%d records were refused for good, and are lost: %s", batch.count, refusal)
-                break
-        status.clear("delivery")
 
     async def _save(self, now: bool) -> None:
         if self._storage is None or self._cursor == self._saved:

@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 from lockgate.kit import regex
 from lockgate.kit.document import Path
 from lockgate.pipeline.needs import ComponentSettings, Need, Read
-from lockgate.tail.retry import RetryOnFailure
+from lockgate.pipeline.retry import RetryOnFailure
 
 DEFAULT_DIRECTORIES = ("/var/log/journal", "/run/log/journal")
 _PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")

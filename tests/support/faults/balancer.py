@@ -1,0 +1,144 @@
+"""One address in front of several HTTP servers, as a Service is: round robin over those that accept, with faults on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n"
+
+
+@dataclass
+class Chances:
+    """How often, of 1, a request meets which fault."""
+
+    refused: float = 0.0
+    """Answered 503, and not forwarded."""
+    answer_lost: float = 0.0
+    """Forwarded and answered; the client's connection is closed instead of telling it."""
+    cut: float = 0.0
+    """The server gets half of the body, then both connections are closed."""
+
+
+class Balancer:
+    """`with Balancer(ports, dice) as balancer:` listens on `balancer.port` in a thread; during an `outage` it closes every connection."""
+
+    def __init__(self, targets: Sequence[int], dice: random.Random, chances: Chances | None = None) -> None:
+        self.targets, self.chances = list(targets), chances or Chances()
+        self.outage = False
+        self.seen: Counter[str] = Counter()
+        """Of requests: forwarded, refused, answer_lost, cut, unreachable, outage; and `answered STATUS`."""
+        self.taken: Counter[str] = Counter()
+        """How often each batch id reached a server whole and was answered 200, whether or not its client heard of it."""
+        self.port = 0
+        self._dice = dice
+        self._turn = 0
+
+    @property
+    def repeated(self) -> int:
+        """Requests that a server had already taken, and took again: duplicates at the wire."""
+        return sum(count - 1 for count in self.taken.values())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while (answer := await self._exchange(reader)) is not None:
+                writer.write(answer)
+                await writer.drain()
+        writer.transport.abort()  # with a reset, as a killed peer does
+
+    async def _exchange(self, reader: asyncio.StreamReader) -> bytes | None:
+        """The answer to the next request; None where the client is to hear nothing."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        request = head + await reader.readexactly(_length(head))
+        if self.outage:
+            self.seen["outage"] += 1
+            return None
+        chance = self._dice.random()
+        if chance < self.chances.refused:
+            self.seen["refused"] += 1
+            return _REFUSAL
+        is_cut = chance < self.chances.refused + self.chances.cut
+        if (connected := await self._connect()) is None:
+            self.seen["unreachable"] += 1
+            return None
+        server, upstream = connected
+        try:
+            if is_cut:
+                self.seen["cut"] += 1
+                upstream.write(request[: len(request) - _length(head) // 2 - 1])
+                await upstream.drain()
+                return None
+            self.seen["forwarded"] += 1
+            upstream.write(request)
+            await upstream.drain()
+            answer = await server.readuntil(b"\r\n\r\n")
+            answer += await server.readexactly(_length(answer))
+        finally:
+            upstream.transport.abort()
+        status = answer.split(b" ", 2)[1].decode()
+        self.seen[f"answered {status}"] += 1
+        if status == "200":
+            self.taken[_header(head, b"x-lockgate-batch-id")] += 1
+        if self._dice.random() < self.chances.answer_lost:
+            self.seen["answer_lost"] += 1
+            return None
+        return answer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for _ in self.targets:
+            self._turn += 1
+            with suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", self.targets[self._turn % len(self.targets)], limit=1 << 20)
+        return None
+
+    def __enter__(self) -> Self:
+        started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+
+        async def main() -> None:
+            server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
+            self.port = server.sockets[0].getsockname()[1]
+            started.set()
+            await self._stop.wait()
+            server.close()
+            connections = asyncio.all_tasks() - {asyncio.current_task()}
+            for connection in connections:
+                connection.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(main())
+
+        self._thread = threading.Thread(target=run, name="balancer")
+        self._thread.start()
+        assert started.wait(10)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+
+def _header(head: bytes, name: bytes) -> str:
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name:
+            return value.strip().decode()
+    return ""
+
+
+def _length(head: bytes) -> int:
+    return int(_header(head, b"content-length") or 0)
