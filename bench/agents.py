@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from processes import LOCKGATE, PEERS, Server, free_port
+from generate import log_path, pod
+from processes import LOCKGATE, PEERS, Cluster, Server, free_port
 
 Start = Callable[[Path, Path, str], Server]
 """(directory of its own, what plays /var/log/pods, the backend's URL) -> the agent."""
@@ -22,7 +23,7 @@ class Agent:
     """A node agent: tail, parse, join, encode, compress, send, positions on disk."""
 
     name: str
-    start: Start | None
+    start: Start
     share: float = 1.0
     """How much of the lines it is given, so that a slow one does not take minutes."""
     missing: str = ""
@@ -31,7 +32,7 @@ class Agent:
     """Whether it is a variant that matters to the paced part alone."""
 
 
-def lockgate(name: str, directory: Path, config: dict[str, Any], metrics_port: int = 0) -> Server:
+def lockgate(name: str, directory: Path, config: dict[str, Any], metrics_port: int = 0, beside: Server | None = None) -> Server:
     """`lockgate run` with this configuration."""
     health, metrics = free_port(), metrics_port or free_port()
     readers = {"readers": [{"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": metrics}}}}]}
@@ -39,7 +40,8 @@ def lockgate(name: str, directory: Path, config: dict[str, Any], metrics_port: i
     service["extensions"] = [*service.get("extensions", []), "health_check"]
     extensions = config.get("extensions", {}) | {"health_check": {"endpoint": f"127.0.0.1:{health}"}}
     (path := directory / f"{name}.yaml").write_text(json.dumps(config | {"service": service, "extensions": extensions}))
-    return Server(name, [LOCKGATE, "run", "--config", path], directory / f"{name}.log", f"http://127.0.0.1:{health}/ready")
+    command = [LOCKGATE, "run", "--config", path]
+    return Server(name, command, directory / f"{name}.log", f"http://127.0.0.1:{health}/ready", beside=beside)
 
 
 def otelcol(name: str, directory: Path, config: dict[str, Any], environment: dict[str, str] | None = None) -> Server:
@@ -64,8 +66,16 @@ def _filelog(root: Path) -> dict[str, Any]:
     }
 
 
-def lockgate_agent(merge_records: int = 0, *, is_durable: bool = False, metrics_port: int = 0) -> Start:
-    """The logs collector's preset, with its queue in memory unless it `is_durable`; `merge_records`: the queue merges what waits."""
+def _pods(root: Path) -> list[dict[str, str]]:
+    """What the agent will be given: generate.py's pods, as many as there are folders."""
+    return [pod(number) for number in range(len(list(root.iterdir())))]
+
+
+def lockgate_agent(merge_records: int = 0, *, is_durable: bool = False, labels: bool = False, metrics_port: int = 0) -> Start:
+    """The logs collector's preset, with its queue in memory unless it `is_durable`.
+
+    `merge_records`: the queue merges what waits; `labels`: it adds what vlagent does, from a Kubernetes API as well.
+    """
 
     def start(directory: Path, root: Path, backend: str) -> Server:
         exporter: dict[str, Any] = {"endpoint": backend, "compression": "gzip"}
@@ -77,13 +87,31 @@ def lockgate_agent(merge_records: int = 0, *, is_durable: bool = False, metrics_
                 "sending_queue": {"storage": "file_storage", "queue_size": 1_000_000, "max_disk_bytes": "4GiB"},
                 "retry_on_failure": {"initial_interval": "200ms", "max_interval": "200ms"},
             }
-        config = {
+        config: dict[str, Any] = {
             "receivers": {"filelog": _filelog(root)},
             "exporters": {"otlphttp": exporter},
             "extensions": {"file_storage": {"directory": str(directory / "state"), "create_directory": True}},
             "service": {"extensions": ["file_storage"], "pipelines": {"logs": {"receivers": ["filelog"], "exporters": ["otlphttp"]}}},
         }
-        return lockgate("agent", directory, config, metrics_port)
+        if not labels:
+            return lockgate("agent", directory, config, metrics_port)
+        cluster = Cluster(directory, len(_pods(root)))
+        names = ("k8s.namespace.name", "k8s.pod.name")
+        config["processors"] = {
+            "k8sattributes": {
+                "auth_type": "none",
+                "api_server": cluster.url,
+                "filter": {"node": "node-1"},
+                "extract": {
+                    "metadata": ["k8s.node.name", "k8s.pod.ip", "container.id"],
+                    "labels": [{"from": "pod", "key_regex": "(.*)", "tag_name": "k8s.pod.label.$$1"}],
+                },
+                "pod_association": [{"sources": [{"from": "resource_attribute", "name": name} for name in names]}],
+                "wait_for_metadata": True,
+            }
+        }
+        config["service"]["pipelines"]["logs"]["processors"] = ["k8sattributes"]
+        return lockgate("agent", directory, config, metrics_port, cluster)
 
     return start
 
@@ -132,6 +160,28 @@ def fluent_bit_agent(directory: Path, root: Path, backend: str, inotify: bool = 
     (path := directory / "fluent-bit.yaml").write_text(json.dumps(config))
     command = [PEERS / "fluent-bit", "--config", path]
     return Server("fluent-bit", command, directory / "fluent-bit.log", f"http://127.0.0.1:{http}/api/v1/uptime")
+
+
+def vlagent_agent(directory: Path, root: Path, backend: str) -> Server:
+    """Its Kubernetes collector as it comes: a record has its pod's labels too, positions go to disk once a minute and at the end.
+
+    It reads what a Kubernetes API says runs on its node, through the kubelet's links.
+    """
+    pods, http = _pods(root), f"127.0.0.1:{free_port()}"
+    cluster = Cluster(directory, len(pods))
+    (links := directory / "containers").mkdir()
+    for each in pods:
+        (links / f"{each['name']}_{each['namespace']}_main-{each['container']}.log").symlink_to(root / log_path(each))
+    flags = {
+        "kubernetesCollector": "true",
+        "kubernetesCollector.logsPath": links,
+        "tmpDataPath": directory / "state",
+        "remoteWrite.url": f"{backend}/insert/native",
+        "httpListenAddr": http,
+    }
+    command = [PEERS / "vlagent", *(f"-{name}={value}" for name, value in flags.items())]
+    environment = {"KUBECONFIG": str(cluster.kubeconfig), "KUBERNETES_SERVICE_HOST": ""}
+    return Server("vlagent", command, directory / "vlagent.log", f"http://{http}/health", environment, cluster)
 
 
 _METADATA = [
@@ -206,7 +256,7 @@ def agents() -> list[Agent]:
         Agent("fluent-bit", fluent_bit_agent, 0.1, missing("fluent-bit")),
         # Its default wakes for every single write; whoever turns that off pays with latency.
         Agent("fluent-bit, inotify off", partial(fluent_bit_agent, inotify=False), 0.1, missing("fluent-bit"), only_paced=True),
-        Agent("vlagent", None, missing="the Go proxy did not give its module (403)"),
+        Agent("vlagent", vlagent_agent, 0.25, missing("vlagent")),
     ]
 
 

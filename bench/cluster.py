@@ -8,17 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import generate
+
 from lockgate.kit.clock import SystemClock
 from lockgate.kube.resources import KNOWN
 from lockgate.sample.kubernetes_api import SampleApi
 from lockgate.sample.kubernetes_store import ObjectStore
 
 _KNOWN = {resource.kind: resource for resource in KNOWN}
-PODS_PER_DEPLOYMENT = 10
 
 
 def fill(store: ObjectStore, pods: int) -> list[dict[str, str]]:
-    """Deployments of ten pods, five to a namespace."""
+    """The first so many of generate.py's pods, with their owners and namespaces, and the uids that the API gave them."""
 
     def create(kind: str, name: str, namespace: str = "", owner: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         labels = {"app": name.split("-")[0], "team": "storefront", "pod-template-hash": "5c7d8f9b6d"}
@@ -37,23 +38,24 @@ def fill(store: ObjectStore, pods: int) -> list[dict[str, str]]:
     create("Node", "node-1")
     found: list[dict[str, str]] = []
     for number in range(pods):
-        group, index = divmod(number, PODS_PER_DEPLOYMENT)
-        namespace, app = f"shop{group // 5}", f"app{group}"
-        if not index:
-            if not group % 5:
-                create("Namespace", namespace)
-            replica_set = create("ReplicaSet", f"{app}-5c7d8f9b6d", namespace, create("Deployment", app, namespace))
+        pod = generate.pod(number)
+        namespace, replicas = pod["namespace"], pod["name"].rpartition("-")[0]
+        app = replicas.partition("-")[0]
+        if not found or found[-1]["namespace"] != namespace:
+            create("Namespace", namespace)
+        if not found or not found[-1]["name"].startswith(f"{app}-"):
+            replica_set = create("ReplicaSet", replicas, namespace, create("Deployment", app, namespace))
         ip = f"10.{200 + number // 65536}.{number // 256 % 256}.{number % 256}"
         container = {"name": "main", "image": f"registry.example/{app}:1.0"}
         status = {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "podIP": ip, "podIPs": [{"ip": ip}]}
         status |= {
             "containerStatuses": [
-                container | {"containerID": f"containerd://{number:064x}", "ready": True, "restartCount": 0, "imageID": ""}
+                container | {"containerID": f"containerd://{pod['container']}", "ready": True, "restartCount": 0, "imageID": ""}
             ]
         }
         spec = {"nodeName": "node-1", "containers": [container]}
-        meta = create("Pod", f"{app}-5c7d8f9b6d-{number:05}", namespace, replica_set, spec=spec, status=status)["metadata"]
-        found.append({"namespace": namespace, "name": meta["name"], "uid": meta["uid"]})
+        made = create("Pod", pod["name"], namespace, replica_set, spec=spec, status=status)
+        found.append(pod | {"uid": made["metadata"]["uid"]})
     return found
 
 

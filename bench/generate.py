@@ -14,6 +14,18 @@ TEXT = (
 )
 
 
+def pod(number: int) -> dict[str, str]:
+    """The so-manieth pod of all parts: ten to a deployment, five deployments to a namespace; its one container is called main."""
+    group = number // 10
+    name = f"app{group}-5c7d8f9b6d-{number:05}"
+    return {"namespace": f"shop{group // 5}", "name": name, "uid": f"0000000a-0000-0000-0000-{number:012x}", "container": f"{number:064x}"}
+
+
+def log_path(pod: dict[str, str]) -> str:
+    """Where the kubelet keeps its log, below /var/log/pods."""
+    return f"{pod['namespace']}_{pod['name']}_{pod['uid']}/main/0.log"
+
+
 def message(chance: random.Random) -> bytes:
     """About 100 bytes, as an application would log: a few shapes, numbers that differ."""
     numbers = chance.randrange(10**6), chance.randrange(900), chance.randrange(255), chance.randrange(255), chance.getrandbits(128)

@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 
 import agents
 from agents import Agent, fresh
-from generate import big_file, message, records
+from generate import big_file, log_path, message, pod, records
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from processes import HERE, Cluster, Failed, Process, Server, Sink, free_port, wait_until
 
@@ -54,6 +54,7 @@ PACED_FILES, PACED_LINES_PER_SECOND = 110, 11_000
 PODS = 1000
 _ACCEPTED = "otelcol_receiver_accepted_log_records"
 BATCH_RECORDS, BATCH_RESOURCES = 8192, 110
+LABELLING = Agent("lockgate with the pods' labels", agents.lockgate_agent(labels=True))
 
 
 @dataclass(slots=True)
@@ -91,24 +92,23 @@ class Bench:
         lines = self.sizes.lines
         for share in sorted({agent.share for agent in agents.agents()}):
             big_file(self.work / f"big-{share}", int(lines * share))
-        extra = [Agent("lockgate, merged to 32k lines a batch", agents.lockgate_agent(32_768))]
+        extra = [LABELLING, Agent("lockgate, merged to 32k lines a batch", agents.lockgate_agent(32_768))]
         for agent in self._agents("throughput", extra if self.sizes.every_row else []):
             count = int(lines * agent.share)
             runs = [self._one_big_file(agent, self.work / f"big-{agent.share}", count) for _ in range(self.sizes.repeats)]
             cpu, wall, rss, batch, size = min(runs)
-            aim = "1,000,000" if agent.name == "lockgate" else "30x" if agent.name == "otelcol" else ""
+            aim = {"lockgate": "1,000,000", "otelcol": "30x", "vlagent": "5x"}.get(agent.name, "")
             more = f"{count / wall:,.0f}/s, {batch:,.0f} a batch, {size:.0f} B each, {rss:.0f} MB"
             self.table.rate("throughput", agent.name, count / cpu, more, aim)
 
     def _one_big_file(self, agent: Agent, file: Path, lines: int) -> tuple[float, float, float, float, float]:
         """CPU seconds, wall seconds, peak MB, records a request, compressed bytes a record."""
         root, own = fresh(self.work / "pods"), fresh(self.work / "agent")
+        (path := root / log_path(pod(0))).parent.mkdir(parents=True)
         with Sink(self.work) as sink, agent.start(own, root, sink.url) as process:
             time.sleep(1)
             before, began = process.cpu_seconds(), time.monotonic()
-            directory = root / "bench_web-0_0000000a-0000-0000-0000-000000000001" / "main"
-            directory.mkdir(parents=True)
-            os.link(file, directory / "0.log")
+            os.link(file, path)
             expected = records(lines)
             wait_until(lambda: sink.stats()["records"] >= expected, 300, f"{expected} records at the backend", process, sink)
             wall = time.monotonic() - began
@@ -121,7 +121,7 @@ class Bench:
 
     def paced(self) -> None:
         """(b) Many files at a pace."""
-        for agent in self._agents("paced"):
+        for agent in self._agents("paced", [LABELLING] if self.sizes.every_row else []):
             with Sink(self.work) as sink:
                 self._pace(f"{agent.name} agent", agent, None, sink, sink.url)
             if agent.name not in ("lockgate", "otelcol"):
@@ -262,9 +262,8 @@ class Bench:
                 return sum(float(line.split()[-1]) for line in answer.read().decode().splitlines() if line.startswith(_ACCEPTED))
 
         with start(own, root, f"http://127.0.0.1:{sink_port}") as process:
-            directory = root / "bench_web-0_0000000a-0000-0000-0000-000000000001" / "main"
-            directory.mkdir(parents=True)
-            os.link(self.work / "big-1.0", directory / "0.log")
+            (path := root / log_path(pod(0))).parent.mkdir(parents=True)
+            os.link(self.work / "big-1.0", path)
             wait_until(lambda: accepted() >= expected, 120, "everything in the queue", process)
             with Sink(self.work, sink_port) as sink:
                 wait_until(lambda: sink.stats()["records"], 30, "the first records", process)
@@ -329,8 +328,7 @@ def make_files(root: Path, count: int, pods: list[dict[str, str]] | None = None)
     """Empty log files of so many pods, as paths below the root."""
     names = []
     for number in range(count):
-        pod = pods[number] if pods else {"namespace": "bench", "name": f"web-{number}", "uid": f"0000000a-0000-0000-0000-{number:012x}"}
-        name = f"{pod['namespace']}_{pod['name']}_{pod['uid']}/main/0.log"
+        name = log_path(pods[number] if pods else pod(number))
         (root / name).parent.mkdir(parents=True)
         (root / name).touch()
         names.append(name)

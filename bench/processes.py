@@ -55,7 +55,7 @@ def wait_until(true: Callable[[], Any], seconds: float, what: str, *alive: Proce
 class Process:
     """One process; `with` starts it and ends it."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], log: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, name: str, command: Sequence[object], log: Path, environment: dict[str, str] | None = None) -> None:
         self.name, self.command, self.log, self.environment = name, [str(part) for part in command], log, environment or {}
         self._process: subprocess.Popen[bytes]
 
@@ -101,20 +101,33 @@ class Process:
 
 
 class Server(Process):
-    """A process that is ready when a URL answers 200."""
+    """A process that is ready when a URL answers 200. What it needs (`beside`) starts before it, ends after it and is not counted."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], log: Path, ready: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[object],
+        log: Path,
+        ready: str,
+        environment: dict[str, str] | None = None,
+        beside: Server | None = None,
+    ) -> None:
         super().__init__(name, command, log, environment)
-        self.ready = ready
+        self.ready, self._beside = ready, beside
+        self._ending = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        super().__enter__()
-        try:
+        with contextlib.ExitStack() as ending:
+            if self._beside:
+                ending.enter_context(self._beside)
+            super().__enter__()
+            ending.push(super().__exit__)
             wait_until(self._answers, 60, f"{self.name} is ready", self)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+            self._ending = ending.pop_all()
         return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ending.close()
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(self.ready, timeout=5) as answer:
@@ -163,6 +176,6 @@ class Cluster(Server):
         self.kubeconfig.write_text(json.dumps(config))
 
     def pods(self) -> list[dict[str, str]]:
-        """Namespace, name and uid of each."""
+        """Namespace, name, uid and container of each."""
         found: list[dict[str, str]] = json.loads(self._list.read_text())
         return found

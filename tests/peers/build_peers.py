@@ -1,10 +1,11 @@
 """Builds the peers that tests and benchmarks run against, from Go modules, into a cache outside the tree: `make peers`.
 
-Each is built once per recipe (its versions, commands and compiler), into `$LOCKGATE_PEERS/bin` (default: ~/.cache/lockgate-peers/bin).
+Each is built once per recipe (its function, files and compiler), into `$LOCKGATE_PEERS/bin` (default: ~/.cache/lockgate-peers/bin).
 What cannot be built is said with its reason, and is no failure: what needs it then skips.
 """
 
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -20,10 +21,10 @@ TIMEOUT_SECONDS = 3600
 """A cold build of the API server took three minutes on two cores, the collector's two."""
 
 
-def go(*command: str, cwd: Path) -> str:
+def go(*command: str, cwd: Path, cgo: bool = False) -> str:
     """What the command printed."""
     flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false".strip()
-    env = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": flags}
+    env = os.environ | {"CGO_ENABLED": str(int(cgo)), "GOFLAGS": flags}
     return subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS).stdout
 
 
@@ -48,11 +49,17 @@ def policies(binary: Path, work: Path) -> None:
     go(*GO_BUILD, "-o", str(binary), ".", cwd=HERE / "policies")
 
 
+def vlagent(binary: Path, work: Path) -> None:
+    # As its releases for amd64 and arm64 are built: zstd is then the library in C.
+    go(*GO_BUILD, "-o", str(binary), "github.com/VictoriaMetrics/VictoriaLogs/app/vlagent", cwd=HERE / "vlagent", cgo=True)
+
+
 RECIPES: dict[str, tuple[Callable[[Path, Path], None], list[str]]] = {
     "etcd": (etcd, ["kubernetes/go.mod", "kubernetes/go.sum"]),
     "kube-apiserver": (kube_apiserver, ["kubernetes/go.mod", "kubernetes/go.sum"]),
     "otelcol": (otelcol, ["otelcol/manifest.yaml"]),
     "policies": (policies, ["policies/go.mod", "policies/go.sum", "policies/main.go"]),
+    "vlagent": (vlagent, ["vlagent/go.mod", "vlagent/go.sum"]),
 }
 
 
@@ -61,7 +68,8 @@ def build(name: str) -> str:
     if not shutil.which("go"):
         return "not built: no Go here"
     recipe, files = RECIPES[name]
-    inputs = [go("go", "version", cwd=HERE).encode(), Path(__file__).read_bytes(), *((HERE / file).read_bytes() for file in files)]
+    commands = [go("go", "version", cwd=HERE), repr(GO_BUILD), inspect.getsource(go), inspect.getsource(recipe)]
+    inputs = [*(each.encode() for each in commands), *((HERE / file).read_bytes() for file in files)]
     recipe_id = hashlib.sha256(b"\0".join(inputs)).hexdigest()
     binary, stamp = PEERS / "bin" / name, PEERS / "stamps" / name
     if binary.exists() and stamp.exists() and stamp.read_text() == recipe_id:
