@@ -181,7 +181,8 @@ def test_every_configuration_is_valid_and_promises_what_it_says(case: str, confi
         configuration = configured(each, objects, values)
         assert not configuration.warnings, role
         container = pod(each)["containers"][0]
-        listening = {(need.port, need.protocol.upper()) for _, need in configuration.needs() if isinstance(need, Listen)}
+        listens = [need for _, need in configuration.needs() if isinstance(need, Listen)]
+        listening = {(need.port, need.protocol.upper()) for need in listens if need.host != "127.0.0.1"}
         assert {(port["containerPort"], port["protocol"]) for port in container["ports"]} == listening
         assert container["args"] == ["run", "--config", "/etc/lockgate/configuration/lockgate.yaml"]
         # What it writes is on a volume: the root file system is read-only.

@@ -76,7 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
         "listeners": {
             "logs": {"otlpGrpc": 4317, "fluentForward": 24321, "ownMetrics": 2020},
             "metrics": {"otlpGrpc": 4317},
-            "traces": {"otlpHttpLegacy": 55681, "otlpGrpcLegacy": 55680, "health": 13134},
+            "traces": {"otlpHttpLegacy": 55681, "otlpGrpcLegacy": 55680, "health": 13144},
         },
         "networkPolicy": {"clients": {"logs": [_APPS], "metrics": [_APPS], "traces": [_APPS]}},
     },

@@ -185,7 +185,7 @@ def play(directory: Path, behaviour: str, *, seconds: float = 2.5, lines: int = 
                 alive += role.get("/")[0] == 200
                 reasons |= {each["reason"] for each in role.get("/ready")[1]["blocked"]}
                 time.sleep(0.1)
-            stalled = role.log.read_text().count("nothing was delivered for")
+            stalled = role.log.read_text().count("has made no progress for")
             met, switched = wedged.met, time.monotonic()
             switch.target = backend.port
             wait_until(lambda: len(set(backend.bodies())) == 3 * lines, 30, "delivery goes on")

@@ -94,11 +94,16 @@ exporters:
 extensions:
   health_check:
     endpoint: {{ include "lockgate.listen" (dict "root" .root "port" $listeners.health) | quote }}
+  ledger: {endpoint: "127.0.0.1:13134", state_directory: /var/lib/lockgate/storage}
   file_storage:
     directory: /var/lib/lockgate/storage
     create_directory: true
 service:
-  extensions: [health_check, file_storage]
+  extensions: [health_check, ledger, file_storage]
+  {{- $mutual := dict }}
+  {{- if $logs.container.enabled }}{{ $_ := set $mutual "exporters/otlphttp" true }}{{ end }}
+  {{- if $logs.systemd.enabled }}{{ $_ := set $mutual "exporters/otlphttp/journald" true }}{{ end }}
+  trust: {mutual_tls: {directory: "${env:LOCKGATE_MUTUAL_TLS:-}", components: {{ toJson $mutual }}}}
   pipelines:
     {{- if $logs.container.enabled }}
     logs: {receivers: [filelog], exporters: [otlphttp]}
@@ -237,13 +242,21 @@ extensions:
   {{- if $values.backend.tokenKey }}
   bearertokenauth: {filename: /etc/lockgate/backend/token}
   {{- end }}
+  ledger: {endpoint: "127.0.0.1:13134", state_directory: {{ include "lockgate.state" $root }}}
   {{- if $values.metadata.persistence.enabled }}
   file_storage:
     directory: /var/lib/lockgate/storage
     create_directory: true
   {{- end }}
 service:
-  extensions: [health_check{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
+  extensions: [health_check, ledger{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
+  {{- $mutual := dict }}
+  {{- range $id := list "otlp" "otlp/journald" }}
+  {{- if hasKey $receivers $id }}{{ $_ := set $mutual (printf "receivers/%s" $id) true }}{{ end }}
+  {{- end }}
+  {{- if ne .role.signal "traces" }}
+  trust: {mutual_tls: {directory: "${env:LOCKGATE_MUTUAL_TLS:-}", components: {{ toJson $mutual }}}}
+  {{- end }}
   pipelines:
     {{- $own := omit $receivers "otlp/journald" | keys | sortAlpha }}
     {{- if $listeners.fluentForward }}{{ $own = append $own "fluentforward" }}{{ end }}

@@ -109,3 +109,8 @@ which cannot work: it is mounted so that it can be filled. (dict "containers" LI
 {{- end -}}
 {{- toYaml $found -}}
 {{- end -}}
+
+{{- /* Where a metadata role keeps its state; without a volume of its own that is gone with the pod, and `lockgate where` is told there. */ -}}
+{{- define "lockgate.state" -}}
+{{ ternary "/var/lib/lockgate/storage" "/tmp" .Values.metadata.persistence.enabled }}
+{{- end }}
