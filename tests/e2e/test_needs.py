@@ -82,6 +82,8 @@ def test_resolving_a_name_opens_only_what_its_needs_list(tmp_path: Path) -> None
     role, trace = traced(tmp_path, text)
     needs = json.loads(lockgate("needs", "--format", "json", *role.configs).stdout)
     with role:
+        # Health answers first: under strace the receiver is not yet listening then.
+        wait_until(lambda: role.get("/ready")[0] == 200, what="the role is ready")
         headers = {"Content-Type": "application/x-protobuf"}
         request = urllib.request.Request(f"http://127.0.0.1:{ports['http']}/v1/logs", log_batch("one").payload, headers)
         with suppress(OSError):  # it is delivered to nobody, so it is answered by nothing or by 503
