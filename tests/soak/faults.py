@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from support.faults import Figures, backlog, clock, damage, disk, kills, outage, peers, power
 
 SEED = int(os.environ.get("SOAK_SEED", time.time_ns() % 10**9))
-KEPT = ("lost", "repeated", "altered", "never_written", "without_metadata", "crashes", "own_faults")
+KEPT = ("lost", "repeated", "altered", "never_written", "without_metadata", "crashes", "own_faults", "ledger_faults")
 
 
 def number(name: str, default: float) -> float:

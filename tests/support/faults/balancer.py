@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from lockgate.batch import Part, Signal, count_records
+from lockgate.net.batch_ids import parts_in
+from lockgate.net.compression import decompress
+
 _REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n"
 
 
@@ -37,6 +41,9 @@ class Balancer:
         """Of requests: forwarded, refused, answer_lost, cut, unreachable, outage; and `answered STATUS`."""
         self.taken: Counter[str] = Counter()
         """How often each batch id reached a server whole and was answered 200, whether or not its client heard of it."""
+        self.given: dict[int, dict[str, int]] = {port: {} for port in targets}
+        """By target, the records of each batch that it answered 200; and (below) of each that it got whole, whatever it answered."""
+        self.offered: dict[int, dict[str, int]] = {port: {} for port in targets}
         self.port = 0
         self._dice = dice
         self._turn = 0
@@ -72,7 +79,7 @@ class Balancer:
         if (connected := await self._connect()) is None:
             self.seen["unreachable"] += 1
             return None
-        server, upstream = connected
+        port, server, upstream = connected
         try:
             if is_cut:
                 self.seen["cut"] += 1
@@ -80,6 +87,8 @@ class Balancer:
                 await upstream.drain()
                 return None
             self.seen["forwarded"] += 1
+            records = _records(head, request[-_length(head) :])
+            self.offered[port] |= records
             upstream.write(request)
             await upstream.drain()
             answer = await server.readuntil(b"\r\n\r\n")
@@ -90,16 +99,18 @@ class Balancer:
         self.seen[f"answered {status}"] += 1
         if status == "200":
             self.taken[_header(head, b"x-lockgate-batch-id")] += 1
+            self.given[port] |= records
         if self._dice.random() < self.chances.answer_lost:
             self.seen["answer_lost"] += 1
             return None
         return answer
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def _connect(self) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter] | None:
         for _ in self.targets:
             self._turn += 1
+            port = self.targets[self._turn % len(self.targets)]
             with suppress(OSError):
-                return await asyncio.open_connection("127.0.0.1", self.targets[self._turn % len(self.targets)], limit=1 << 20)
+                return port, *await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
         return None
 
     def __enter__(self) -> Self:
@@ -142,3 +153,14 @@ def _header(head: bytes, name: bytes) -> str:
 
 def _length(head: bytes) -> int:
     return int(_header(head, b"content-length") or 0)
+
+
+def _records(head: bytes, body: bytes) -> dict[str, int]:
+    """How many records are in this request, by the id of the batch, or of each batch that was merged into it."""
+    payload = decompress(body, _header(head, b"content-encoding"), 1 << 28)
+    parts = parts_in(_header(head, b"x-lockgate-batch-parts"), len(payload))
+    counts, at = dict[str, int](), 0
+    for part in parts or [Part(_header(head, b"x-lockgate-batch-id"), len(payload))]:
+        counts[part.id] = count_records(Signal.LOGS, payload[at : at + part.size])
+        at += part.size
+    return counts
