@@ -20,7 +20,7 @@ Known = Mapping[str, Mapping[str, int]]
 what is not said is 0. One that is `damaged` says nothing: what is given back and read again counts once."""
 
 
-def settled_faults(role: Role, known: Known, given: range | None = None, *, seconds: float = 20) -> list[str]:
+def settled_faults(role: Role, known: Known, given: range = range(1), damaged: int = 0, *, seconds: float = 20) -> list[str]:
     """What is wrong with a role's ledger once nothing is under way any more; waits for that, and for what it should say, so long."""
     faults = ["it was not asked"]
 
@@ -28,7 +28,7 @@ def settled_faults(role: Role, known: Known, given: range | None = None, *, seco
         try:
             access = find(Path(role.environment["LOCKGATE_STATE"]), LEDGER)
             with asked(access, "GET", "/where") as answer:
-                faults[:] = ledger_faults(json.loads(answer.read()), role.metrics(), known, given)
+                faults[:] = ledger_faults(json.loads(answer.read()), role.metrics(), known, given, damaged)
         except (NotRunning, Refused, OSError) as error:
             faults[:] = [f"it does not answer: {error}"]
         return not faults
@@ -41,12 +41,17 @@ def settled_faults(role: Role, known: Known, given: range | None = None, *, seco
     return faults
 
 
-def ledger_faults(answer: dict[str, Any], metrics: Mapping[str, float], known: Known, given: range | None = None) -> list[str]:
-    """What in this answer contradicts itself, the role's metrics, or what is `known`; `given`: how many records clients' queues took."""
-    return list(_faults(answer, metrics, known, range(1) if given is None else given))
+def ledger_faults(
+    answer: dict[str, Any], metrics: Mapping[str, float], known: Known, given: range = range(1), damaged: int = 0
+) -> list[str]:
+    """What in this answer contradicts itself, the role's metrics, or what is `known`.
+
+    `given`: how many records clients, who have no files, may have had taken; `damaged`: how many of these the queue lost.
+    """
+    return list(_faults(answer, metrics, known, given, damaged))
 
 
-def _faults(answer: dict[str, Any], metrics: Mapping[str, float], known: Known, given: range) -> Iterator[str]:
+def _faults(answer: dict[str, Any], metrics: Mapping[str, float], known: Known, given: range, damaged: int) -> Iterator[str]:
     if answer["problems"] or answer["left_out"]:
         yield f"it could not tell all: {answer['problems']}, {answer['left_out']} containers left out"
     sums: dict[str, Counter[str]] = {}
@@ -91,8 +96,9 @@ def _faults(answer: dict[str, Any], metrics: Mapping[str, float], known: Known, 
     of_files.update(clients)
     if queued != of_files:
         yield f"queues sum up {dict(queued)}, their sources {dict(of_files)}"
-    if clients["queued"] not in given:
-        yield f"clients gave {clients['queued']} records, and it is {given}"
+    rejected = {key: number for key, number in clients.items() if key.startswith("rejected ") and number}
+    if clients["queued"] not in given or clients["pending"] or rejected != ({"rejected damaged": damaged} if damaged else {}):
+        yield f"of clients it says {dict(clients)}, and {given} were given, {damaged} of them damaged"
     lines, records = metrics.get("lockgate_ledger_lines", 0), metrics.get("lockgate_ledger_records", 0)
     if (lines, records) != (parts["read"], queued["queued"] + queued["damaged"]):
         yield f"its metrics say {lines:.0f} lines and {records:.0f} records, and it {parts['read']} and {queued['queued']}"
