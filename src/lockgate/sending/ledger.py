@@ -1,8 +1,8 @@
 """The ledger: what receivers say of their files and queues of their accounts, put together, by container and as a whole.
 
 For each source and queue: lines read = records + joined + filtered + waiting to be joined, of what was read; and records queued =
-delivered + pending + rejected. What a damaged queue gave back is in neither until it is read again. Nothing is counted for it in memory alone where the queue is on disk: it
-follows from the positions and the queue's accounts, which survive a kill together.
+delivered + pending + rejected. What a damaged queue gave back is in neither until it is read again. Nothing is counted for it in memory
+alone where the queue is on disk: it follows from the positions and the queue's accounts, which survive a kill together.
 """
 
 from __future__ import annotations

@@ -442,9 +442,7 @@ def observe_lines(metrics: Metrics, knowledge: Knowledge, owner: str, **labels: 
 
     def observe(fate: str, read: Callable[[Account], int]) -> None:
         text = "lines that came to this queue: records, joined into others, or filtered on the way"
-        metrics.observe(
-            "lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), receiver=owner, fate=fate, **labels
-        )
+        metrics.observe("lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), receiver=owner, fate=fate, **labels)
 
     observe("record", lambda account: account.records)
     observe("joined", lambda account: account.joined)
