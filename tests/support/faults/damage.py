@@ -203,17 +203,7 @@ def _check(state: Path, remains: Remains, done: Damage, figures: Figures) -> lis
     if wrong := _ledger_faults(journal, remains, found):
         figures["ledger_faults"] += 1
         faults += wrong
-    journal.append([log_batch("after", id="after")])
-    journal.close()
-    journal = queues.open_queue(state)
-    again = queues.drain(journal, settles=True)
-    journal.close()
-    if again.batches.keys() != found.batches.keys() | {"after"}:
-        faults.append(f"another start finds {sorted(again.batches.keys() ^ (found.batches.keys() | {'after'}))[:5]}")
-    journal = queues.open_queue(state)
-    if journal.readers[queues.READER].unread.records:
-        faults.append("what was delivered came back")
-    journal.close()
+    faults += queues.goes_on(state, journal, found)
     return faults
 
 
