@@ -277,6 +277,8 @@ class Journal:
             self._recover(paths[number], sealed.get(number), following, present, damaged)
         absent = [span for waiting in self.knowledge.pending(1, self._next) for span in present.missing(*waiting)]
         self._damage(Ranges(absent), Ranges([*damaged, *self.knowledge.noted]))
+        if self._notebook.is_whole and not (self.damaged_records or self.quarantined_bytes or self.torn_bytes):
+            self.knowledge.trust()
         self.knowledge.enrol(list(self.readers), self._next)
         with contextlib.suppress(OSError):  # a full disk: it is tried again before anything else is written
             self._begin_epoch()
@@ -524,6 +526,7 @@ class Journal:
 
     def _flush_if_possible(self, *, sync: bool = False) -> bool:
         try:
+            self._outbox += self.knowledge.found()
             if not self._notebook.is_open:
                 self._begin_epoch()
             elif self._outbox:

@@ -465,8 +465,8 @@ def test_accounts_are_exact_over_kills_and_say_what_was_rejected_and_why(tmp_pat
     restored.mkdir()
     restore(restored, files_of(tmp_path))  # nothing was closed
     expected = {
-        "tail:a": Account(36, 30, {"out": Share(30, 16, 0, {"partial": 4})}),
-        "tail:b": Account(12, 12, {"out": Share(12, 12)}),
+        "tail:a": Account(36, 30, {"out": Share(30, 16, 0, {"partial": 4})}, end=100),
+        "tail:b": Account(12, 12, {"out": Share(12, 12)}, end=50),
         "": Account(0, 5, {"out": Share(5, -3, 0, {"partial": 3, "expired": 5})}),
     }
     for each in (journal, opened(restored), opened(restored)):
@@ -498,8 +498,8 @@ def test_counts_of_files_that_are_gone_are_kept_for_their_container_while_it_has
     for _ in range(3):
         knowledge.saved("tail", {"tail:new": 10}, groups)
     group = "tail:=/pods/shop_web_1%3A2/main"
-    done, waiting = Account(3, 2, {"out": Share(2, 2)}), Account(3, 2, {"out": Share(2)})
-    assert knowledge.accounts() == {group: done, "tail:new": done, "tail:odd": waiting}
+    done, waiting = Account(3, 2, {"out": Share(2, 2)}, end=10), Account(3, 2, {"out": Share(2)}, end=10)
+    assert knowledge.accounts() == {group: Account(3, 2, {"out": Share(2, 2)}), "tail:new": done, "tail:odd": waiting}
     settle(journal, entries[2:])
     for _ in range(4):
         knowledge.saved("tail", {}, {})
