@@ -323,6 +323,13 @@ class Knowledge:
         with self._lock:
             self._doubted.clear()
 
+    def doubt(self) -> None:
+        """Something may be missing, also of sources that the snapshot does not know yet."""
+        with self._lock:
+            for source, ranges in self._durable.items():
+                if ranges:
+                    self._doubted.setdefault(source, next(iter(ranges))[0])
+
     def restore(self, snapshot: Snapshot) -> None:
         """Everything as it was; also readers that are there no more."""
         with self._lock:

@@ -279,6 +279,8 @@ class Journal:
         self._damage(Ranges(absent), Ranges([*damaged, *self.knowledge.noted]))
         if self._notebook.is_whole and not (self.damaged_records or self.quarantined_bytes or self.torn_bytes):
             self.knowledge.trust()
+        else:
+            self.knowledge.doubt()
         self.knowledge.enrol(list(self.readers), self._next)
         with contextlib.suppress(OSError):  # a full disk: it is tried again before anything else is written
             self._begin_epoch()
@@ -702,15 +704,22 @@ def _unnoted(before: Snapshot, after: Snapshot, there: Mapping[int, QueuedRecord
         for span in before.durable.get(source, ()):
             ranges[source].remove(*span)
     counts = {source: Account(account.lines, account.records, {}, account.filtered) for source, account in after.accounts.items() if source}
+    given = [origin for sequence, record in there.items() if before.next <= sequence < after.next for origin in record.origins]
+    known = {source: before.accounts[source].end for source in counts if source in before.accounts}
+    for source, start, *_ in given:
+        if source not in before.accounts:
+            known[source] = min(start, known.get(source, start))
+    for source, end in known.items():  # also what its receiver saved meanwhile, and is durable in neither
+        if source in counts:
+            ranges.setdefault(source, Ranges()).add(end, after.accounts[source].end)
     for source, account in before.accounts.items():
         if source in counts:
             counts[source].add(Account(-account.lines, -account.records, {}, -account.filtered))
-    for record in (record for sequence, record in there.items() if before.next <= sequence < after.next):
-        for source, start, end, lines, records, filtered in record.origins:
-            if source in ranges:
-                ranges[source].remove(start, end)
-            if source in counts:
-                counts[source].add(Account(-lines, -records, {}, -filtered))
+    for source, start, end, lines, records, filtered in given:
+        if source in ranges:
+            ranges[source].remove(start, end)
+        if source in counts:
+            counts[source].add(Account(-lines, -records, {}, -filtered))
     for source, spans in ranges.items():
         yield from ((source, start, end, 0, 0, 0) for start, end in spans)
         if spans and source in counts:
