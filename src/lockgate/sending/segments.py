@@ -627,6 +627,7 @@ class Journal:
         self._flush_if_possible()
 
     def _damage_of(self, waiting: Ranges, counted: Ranges) -> Damaged:
+        """What is known of these. Adds to both what else is found to be gone."""
         spans = list(waiting)
         noted = self._noted(spans[0][0], spans[-1][1])
         known = [(sequence, record) for sequence, record in noted.items() if waiting.reach(sequence) > sequence]
