@@ -648,10 +648,12 @@ class Journal:
             waiting.add(*more)
             counted.add(*more)
         between = dict[int, tuple[Snapshot, Snapshot]]()
-        for start, _ in waiting & missing:
-            before, after = self._notebook.snapshots(start)
-            if before is not None and after is not None:
-                between[before.next] = before, after
+        for start, end in waiting & missing:
+            while start < end:
+                before, after = self._notebook.snapshots(start)
+                if before is not None and after is not None:
+                    between[before.next] = before, after
+                start = after.next if after is not None else end
         unnoted = [origin for snapshots in between.values() for origin in _unnoted(*snapshots, there)]
         return Damaged(list(waiting), known, unnoted, self.knowledge.stranded(there))
 
