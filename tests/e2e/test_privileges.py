@@ -288,17 +288,16 @@ def test_positions_in_what_goes_with_the_pod_are_said_to_be_lost_with_it(kind: s
     [state] = [each for each in found["state"] if each["path"] == f"{directory}/state"]
     assert (status, state["loss"], state["problem"]) == (0, words, "")
     if kind == "emptyDir":
-        role = Role(
-            directory / "role", CONFIG.format(directory=directory, url="http://127.0.0.1:1"), expect_ready=False, prefix=[*inside, *GROUP]
-        )
-        give(directory / "role", 10001)
-        with role:
-            privileges(role)
-            wait_until(lambda: "positions and queues in" in role.log.read_text())
-            assert f"{directory}/state are lost with the {words}" in role.log.read_text()
+        with Backend() as backend:
+            config = CONFIG.format(directory=directory, url=backend.url)
+            role = Role(directory / "role", config, expect_ready=False, prefix=[*inside, *GROUP])
+            give(directory / "role", 10001)
+            with role:
+                wait_until(lambda: "positions and queues in" in role.log.read_text())
+                assert f"{directory}/state are lost with the {words}" in role.log.read_text()
 
 
-def test_of_a_hundred_thousand_files_some_of_everywhere_are_tried(directory: Path) -> None:
+def test_of_very_many_files_some_of_everywhere_are_tried(directory: Path) -> None:
     prepare(directory, CASES["group"], 10001)
     many = place(directory / "pods/many", 0o755)
     for number in range(20_000):
