@@ -105,10 +105,6 @@ def privileges(*, config: Config, overrides: Overrides = None, format: Literal["
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     format
         Text for people or JSON for programs, as `/status` has it.
     """
