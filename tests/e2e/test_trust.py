@@ -242,7 +242,7 @@ def test_one_key_of_the_chart_makes_its_roles_speak_mutual_tls(tmp_path: Path) -
     log.write_text("2026-01-01T00:00:00.000000000Z stdout F in TLS\n")
     with Backend() as backend, sample_in_thread(ObjectStore(SystemClock())) as api:
         # What a pod's network and volumes would bring; the rest is as rendered.
-        own = {
+        own: dict[str, Any] = {
             role: {"extensions": {"file_storage": {"directory": str(tmp_path / role)}, "ledger": {"state_directory": str(tmp_path / role)}}}
             for role in ("logs-collector", "logs-metadata")
         }
@@ -267,9 +267,7 @@ def test_one_key_of_the_chart_makes_its_roles_speak_mutual_tls(tmp_path: Path) -
         def role(name: str) -> Role:
             spec = helm.pod(helm.workloads(objects)[name])
             [container] = spec["containers"]
-            [text] = [
-                each["data"]["lockgate.yaml"] for each in helm.of_kind(objects, "ConfigMap") if each["metadata"]["name"].endswith(name)
-            ]
+            maps = {each["metadata"]["name"]: each["data"]["lockgate.yaml"] for each in helm.of_kind(objects, "ConfigMap")}
             [directory] = [each["value"] for each in container["env"] if each["name"] == "LOCKGATE_MUTUAL_TLS"]
             [volume] = [each["name"] for each in container["volumeMounts"] if each["mountPath"] == directory]
             assert {"name": volume, "secret": {"secretName": "lockgate-mutual-tls"}} in spec["volumes"]
