@@ -152,12 +152,19 @@ def test_an_init_container_that_appends_to_the_bundle_suffices(site: Site, tmp_p
 
 @needs_nginx
 @needs_mount_namespaces
-def test_a_secret_over_the_systems_directory_suffices_and_is_followed(site: Site, tmp_path: Path) -> None:
-    certs = secret(tmp_path / "certs", cert_pem=trustme.CA(organization_name="Yesterday's").cert_pem.bytes())
-    with site.role(tmp_path, mounts=((certs, "/etc/ssl/certs"),)) as role:
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        pytest.param("/etc/ssl/certs", "cert_pem", id="over-the-systems"),
+        pytest.param("/usr/local/share/ca-certificates", "cert_crt", id="beside-the-systems"),
+    ],
+)
+def test_a_secret_where_the_systems_authorities_are_suffices_and_is_followed(site: Site, tmp_path: Path, directory: str, name: str) -> None:
+    certs = secret(tmp_path / "certs", **{name: trustme.CA(organization_name="Yesterday's").cert_pem.bytes()})
+    with site.role(tmp_path, mounts=((certs, directory),)) as role:
         wait_until(lambda: reasons(role).keys() == EXPORTERS, what="both are blocked")
-        assert "trusted is what is in /etc/ssl/certs/cert.pem" in reasons(role)["otlp"]
-        secret(certs, cert_pem=site.proxy.ca_file.read_bytes())
+        assert f"{directory}/{name.replace('_', '.')}" in reasons(role)["otlp"].partition("trusted is what is in ")[2]
+        secret(certs, **{name: site.proxy.ca_file.read_bytes()})
         wait_until(lambda: site.arrived(tmp_path) == EXPORTERS, what=f"delivery: {reasons(role)}")
 
 

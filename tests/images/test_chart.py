@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -64,18 +65,14 @@ VALUES: dict[str, Any] = {
 RESTRICTED = {"uids": 10001, "gids": 10001, "groups": {10001}, "capabilities": 0}
 
 
-def _ca_mounted_at(path: str, **secret: Any) -> dict[str, Any]:
-    volume = {"name": "ca", "secret": {"secretName": "root-ca-cert", **secret}}
-    mounted = {
-        "extraVolumes": [volume],
-        "extraVolumeMounts": [{"name": "ca", "mountPath": path, "readOnly": True}],
-    }
-    each = {"statefulset": mounted}
-    return {"metadata": {"logs": each, "metrics": each}, "otelcolInstrumentation": each}
+def _documented(key: str) -> Any:
+    """The values in docs/kubernetes.md that have this text."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs/kubernetes.md").read_text(), re.S)
+    [found] = [block for block in blocks if key in block]
+    return yaml.safe_load(found)
 
 
-TRUSTING = _ca_mounted_at("/usr/local/share/ca-certificates", items=[{"key": "cert.pem", "path": "cert.crt"}])
-"""docs/kubernetes.md: the simplest recipe."""
+TRUSTING = _documented("/usr/local/share/ca-certificates")
 
 
 @dataclass
@@ -199,7 +196,7 @@ def site(image: Image, debug: Image, tmp_path_factory: pytest.TempPathFactory) -
     node = Node(
         directory / "node",
         {"lockgate": image, "busybox-curl": debug},
-        {("sumo", "sumologic"): urls, ("sumo", "root-ca-cert"): {"cert.pem": ours.cert_pem.bytes()}},
+        {("sumo", "sumologic"): urls, ("sumo", "root-ca-cert"): dict.fromkeys(("cert.crt", "cert.pem"), ours.cert_pem.bytes())},
         f"nameserver {DNS}\n",
         (API, 443),
         cluster_ca.cert_pem.bytes(),
@@ -474,7 +471,7 @@ def test_one_key_makes_the_roles_speak_mutual_tls(site: Site) -> None:
     service = "r-lockgate-logs-metadata.sumo.svc.cluster.local"
     secrets = {("sumo", "lockgate-mutual-tls"): pair(ca, service), ("sumo-nodes", "lockgate-mutual-tls"): pair(ca, "logs-collector")}
     node = replace(site.node, secrets={**site.node.secrets, **secrets})
-    objects = site.render(TRUSTING, {"mutualTls": {"enabled": True}})
+    objects = site.render(TRUSTING, _documented("mutualTls"))
 
     def answer(context: ssl.SSLContext) -> bytes:
         """What a client in this context, at a pod that the policies let through, is told on a port of logs metadata."""
