@@ -8,6 +8,7 @@ computed, nor what security modules, Landlock, or a file server refuse: where th
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -135,12 +136,15 @@ class Way:
 
     @classmethod
     def to(cls, path: str, status: Callable[[str], os.stat_result] = os.stat) -> Way:
-        """The way to this absolute path, and on to where its links lead. A directory is entered and listed at its end, a file read."""
+        """The way to this path, and on to where its links lead. A directory is entered and listed at its end, a file read."""
+        path = os.path.abspath(path)
         real = os.path.realpath(path)
         steps: list[Step] = []
         try:
-            for each in dict.fromkeys(str(parent) for end in (path, real) for parent in reversed(Path(end).parents)):
-                steps.append(Step(each, status(each), os.X_OK))
+            directories = _down_to(os.path.dirname(path))
+            if real != path:
+                directories = tuple(dict.fromkeys(directories + _down_to(os.path.dirname(real))))
+            steps.extend(Step(each, status(each), os.X_OK) for each in directories)
             end = status(real)
         except OSError:
             return cls(tuple(steps), is_whole=False)
@@ -157,6 +161,12 @@ class Way:
             for step in self.steps
             if not who.may(step.status, step.wanted) and Identity(who.uid, who.groups | {step.status.st_gid}).may(step.status, step.wanted)
         )
+
+
+@functools.lru_cache(256)  # files come by the directory
+def _down_to(directory: str) -> tuple[str, ...]:
+    above = os.path.dirname(directory)
+    return (directory,) if above == directory else (*_down_to(above), directory)
 
 
 @dataclass(frozen=True, slots=True)
