@@ -193,17 +193,23 @@ class Grant:
 
 
 def least(ways: Iterable[Way], process: Process, lowest: Rung = Rung.GROUP, keep: frozenset[int] = frozenset()) -> Grant:
-    """The lowest rung, from `lowest` on, that goes all of these ways, as far as they can be seen; with groups `keep` and others."""
+    """The lowest rung, from `lowest` on, that goes all of these ways, as far as they can be seen.
+
+    `keep` are groups that are needed for something else, as long as it is `lowest`.
+    """
     ways = list(ways)
-    return next(grant for rung in Rung if rung >= lowest and (grant := granted(ways, process, rung, keep)) is not None)
+    grants = (best(ways, process, rung, keep if rung is lowest else frozenset()) for rung in Rung if rung >= lowest)
+    return next(grant for grant in grants if grant.rung is Rung.CAPABILITY or _is_enough(grant, ways, process))
 
 
-def granted(ways: Iterable[Way], process: Process, rung: Rung, keep: frozenset[int] = frozenset()) -> Grant | None:
-    """This rung with the groups that it takes to go all of these ways; None where it cannot."""
-    ways = list(ways)
-    groups = keep.union(*(way.groups(process.on(rung, keep)) for way in ways))
-    who = process.on(rung, groups)
-    return Grant(rung, groups) if len(groups) <= _MAX_GROUPS and not any(way.barrier(who) for way in ways) else None
+def best(ways: Iterable[Way], process: Process, rung: Rung, keep: frozenset[int] = frozenset()) -> Grant:
+    """This rung, with all groups that help it on these ways."""
+    return Grant(rung, keep.union(*(way.groups(process.on(rung, keep)) for way in ways)))
+
+
+def _is_enough(grant: Grant, ways: Iterable[Way], process: Process) -> bool:
+    who = process.on(grant.rung, grant.groups)
+    return len(grant.groups) <= _MAX_GROUPS and not any(way.barrier(who) for way in ways)
 
 
 def _listed(groups: Iterable[int]) -> str:
