@@ -16,10 +16,6 @@ def netpol(*, config: Config, overrides: Overrides = None, facts: Path | None = 
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     facts
         A YAML file that says what a configuration cannot know: this role's labels, the pods behind each name, who may connect, where
         DNS, the API server and the backend are (docs/security.md).
@@ -47,10 +43,6 @@ def rbac(
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     name
         Of the roles, the bindings, and the service account that they are for.
     namespace
@@ -79,10 +71,6 @@ def netcheck(
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     canary
         host:port that must not be reached. Without it the API server where nothing here needs it, else the metrics port of the
         cluster's DNS: where that connects, this cluster does not enforce network policies.
@@ -117,10 +105,6 @@ def privileges(*, config: Config, overrides: Overrides = None, format: Literal["
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     format
         Text for people or JSON for programs, as `/status` has it.
     """
