@@ -313,6 +313,8 @@ def test_the_nodes_logs_and_journal_come_to_the_backend_with_what_kubernetes_kno
         confined(collector, uid, groups, capabilities)
         confined(metadata, 10001, {10001})
         assert stale.stat().st_uid == uid
+        counted = collector.container.execute("lockgate", "where")
+        assert counted.returncode == 0, counted.stdout + counted.stderr
         # Who reads nothing of the API has nothing to ask it with.
         assert "No such file" in collector.container.execute("/usr/bin/python3.11", "-c", f"open('{pods.SERVICE_ACCOUNT}/token')").stderr
 
