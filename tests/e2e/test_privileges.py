@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -243,6 +244,20 @@ def test_a_file_that_comes_later_and_takes_a_higher_rung_names_it(directory: Pat
         (directory / "pods/case/1.log").chmod(0o644)
         wait_until(lambda: "later" in backend.bodies())
         wait_until(lambda: role.get("/ready")[0] == 200)
+
+
+def test_after_a_reload_the_rungs_are_tried_anew(directory: Path) -> None:
+    prepare(directory, CASES["root"], 10001)
+    with Backend() as backend:
+        config = CONFIG.format(directory=directory, url=backend.url)
+        role = Role(directory / "role", config.replace("*.log", "*.txt"), prefix=GROUP)
+        give(directory / "role", 10001)
+        with role:
+            assert privileges(role)["found"] == {"files": 0, "directories": 3}
+            (directory / "role/config.yaml").write_text(config)
+            role.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: privileges(role)["verdict"] == "too little")
+            assert privileges(role)["least"]["values"] == ["otellogs.privilege: root"]
 
 
 def test_what_the_sandbox_refuses_is_not_blamed_on_the_rung(directory: Path) -> None:
