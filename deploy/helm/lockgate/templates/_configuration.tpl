@@ -184,7 +184,7 @@ processors:
   k8sattributes:
     auth_type: serviceAccount
     {{- with $values.rbac.namespace }}
-    filter: {namespace: {{ . }}}
+    filter: {namespace: {{ . | quote }}}
     {{- end }}
     extract:
       metadata:
