@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import yaml
 from support import helm
 from support.chart_values import CASES, SEED, SEED_SECRET_OVER_CERTS
 from support.helm import CHART, Object, Refused, complete, of_kind, pod, workloads
+from support.rungs import becoming, contained, needs_root, open_directory, place
 
 from lockgate.collector.config import Configuration, load
+from lockgate.kit.rungs import Grant, Process, Rung
 from lockgate.lockdown import netpol, rbac
 from lockgate.lockdown.facts import Facts
 from lockgate.lockdown.flows import derive
@@ -263,6 +265,58 @@ def test_the_logs_collector_has_the_rung_that_was_chosen_and_no_more(case: str, 
         assert all(
             mount.get("readOnly") for mount in container["volumeMounts"] if mount["mountPath"].startswith(("/var/log", "/var/lib/d"))
         )
+
+
+def values_of(lines: list[str]) -> dict[str, Any]:
+    """What a user writes who is told to set these keys."""
+    values: dict[str, Any] = {}
+    for line in lines:
+        path, _, value = line.partition(": ")
+        *above, last = path.split(".")
+        reduce(lambda inner, key: inner.setdefault(key, {}), above, values)[last] = yaml.safe_load(value)
+    return values
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("grant", "files"),
+    [
+        pytest.param(Grant(Rung.GROUP), [(0o640, 0, 0)], id="group"),
+        pytest.param(Grant(Rung.GROUP, frozenset({190})), [(0o640, 0, 190)], id="journal"),
+        pytest.param(Grant(Rung.GROUP, frozenset({4, 190})), [(0o640, 0, 190), (0o640, 0, 4)], id="groups"),
+        pytest.param(Grant(Rung.ROOT), [(0o600, 0, 0)], id="root"),
+        pytest.param(Grant(Rung.ROOT, frozenset({190})), [(0o600, 0, 0), (0o640, 5, 190)], id="root-in-a-group"),
+        pytest.param(Grant(Rung.CAPABILITY), [(0o600, 5, 5)], id="capability"),
+    ],
+)
+def test_with_the_keys_that_an_agent_names_its_pod_has_just_what_it_asked_for(grant: Grant, files: list[tuple[int, int, int]]) -> None:
+    with open_directory() as directory:
+        for number, (mode, uid, gid) in enumerate(files):
+            place(directory / f"{number}.log", mode, uid, gid, "")
+        settings = {
+            "receivers": {"filelog": {"include": [f"{directory}/*.log"]}},
+            "exporters": {"debug": {}},
+            "service": {"pipelines": {"logs": {"receivers": ["filelog"], "exporters": ["debug"]}}},
+        }
+        place(directory / "config.yaml", 0o644, text=json.dumps(settings))
+
+        def found(prefix: list[str]) -> Any:
+            program = [sys.executable, "-P", "-m", "lockgate.cli.main", "privileges", "--format", "json"]
+            command = [*prefix, *program, "--config", str(directory / "config.yaml")]
+            return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout)
+
+        told = found(becoming(10001, 10001))
+        assert (told["verdict"], told["least"]["values"]) == ("too little", grant.values)
+        values = values_of(told["least"]["values"])
+        assert not [line for line in helm.notes(values).splitlines() if "otellogs.privilege" in line or "supplementalGroups" in line]
+        spec = pod(workloads(helm.render(values))["logs-collector"])
+        security = spec["securityContext"]
+        expected = Process(10001, 10001, frozenset()).on(grant.rung, grant.groups)
+        assert security["runAsUser"] == expected.uid
+        assert {security["runAsGroup"], 0, *security.get("supplementalGroups", [])} == set(expected.groups)
+        after = found(contained(security, spec["containers"][0]["securityContext"]))
+        assert (after["verdict"], after["advice"], after["reads"]) == ("enough", [], {"files": len(files), "directories": 1})
+        assert after["capabilities"] == (["DAC_READ_SEARCH"] if expected.reads_all else [])
 
 
 def test_on_openshift_the_ids_are_left_to_restricted_v2() -> None:

@@ -108,6 +108,7 @@ app.command("lockgate.cli.where:where")
 app.command("lockgate.cli.lockdown:netpol")
 app.command("lockgate.cli.lockdown:rbac")
 app.command("lockgate.cli.lockdown:netcheck")
+app.command("lockgate.cli.lockdown:privileges")
 
 
 def load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for
