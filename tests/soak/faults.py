@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -74,8 +75,11 @@ def play_disk(directory: Path) -> Figures:
 
 
 def play_outage(directory: Path) -> Figures:
-    figures = outage.play(directory, SEED, seconds=number("OUTAGE_SECONDS", 300), lines_per_second=10_000, drain_seconds=600)
-    figures.require(drained_times_faster=1)
+    usual: dict[str, Any] = {"retry_on_failure": {}}  # a user's waits, not those of a play of seconds
+    seconds = number("OUTAGE_SECONDS", 300)
+    figures = outage.play(directory, SEED, seconds=seconds, lines_per_second=10_000, drain_seconds=600, agent_settings=usual)
+    figures.require(drained_times_faster=5 if figures["load"] < 2 else 1)  # where others want both cores the rate is theirs to say
+    assert figures["delivery_began_after_seconds"] < 15, figures
     figures.require_none(*KEPT)
     return figures
 

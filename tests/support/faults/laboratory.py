@@ -233,6 +233,12 @@ def memory_bytes(role: Role) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def cpu_seconds(role: Role) -> float:
+    """User and system time of the process so far."""
+    fields = Path(f"/proc/{role.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _own_faults(role: Role) -> int:
     """Lines in which the role confesses a bug, or died of one."""
     text = role.log.read_text()
