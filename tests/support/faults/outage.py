@@ -85,7 +85,7 @@ def play_too_long(directory: Path, seed: int, *, lost_files: int = 2, lines_per_
         deleted = log.deleted
         wait_until(lambda: _is_full(lab), 60, "a full queue")
         full = log.deleted
-        wait_until(lambda: log.deleted >= full + lost_files + log.keep, 60, "files deleted unread")
+        wait_until(lambda: log.deleted >= full + lost_files + log.keep, 60 + 3 * lost_files, "files deleted unread")
         lab.pods.stop()
         lab.front.outage = False
         quiet = _stored_until_quiet(lab, drain_seconds)
