@@ -552,6 +552,15 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
         pytest.param({"metadata": {"logs": {"waitForMetadataTimeout": "10"}}}, "waitForMetadataTimeout'", id="no-duration"),
         pytest.param({"backend": {"url": "https://user:word@a.example"}}, "'/backend/url'", id="password-in-a-configmap"),
         pytest.param({"sumologic": {"clusterDNSDomain": "a b"}}, "'/sumologic/clusterDNSDomain'", id="no-domain"),
+        *(
+            pytest.param({"metadata": {"logs": {"statefulset": given}}}, f"metadata.logs.statefulset.{said}", id=said)
+            for given, said in (
+                ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of the chart's own volume"),
+                ({"extraVolumes": [{"name": "a"}, {"name": "a"}]}, "extraVolumes: a is the name of another volume"),
+                ({"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}, "extraVolumeMounts: no volume is called a"),
+                ({"extraVolumeMounts": [{"name": "state", "mountPath": "/var/lib/lockgate/"}]}, "extraVolumeMounts: the volume state is"),
+            )
+        ),
         pytest.param({"backend": {"existingSecret": "a, optional: true"}}, "'/backend/existingSecret'", id="no-name"),
         pytest.param({"sumologic": {"otelcolImage": {"tag": "a: b"}}}, "'/sumologic/otelcolImage/tag'", id="no-tag"),
         pytest.param({"metadata": {"persistence": {"size": "ten"}}}, "'/metadata/persistence/size'", id="no-quantity"),
