@@ -20,8 +20,8 @@ from lockgate.kube.client import ApiError, Client, Gone, Query
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
-"""client-go waits from 0.8 to 30 s, with jitter."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
+"""With jitter. client-go waits for up to 30 s; as long after an outage, pods that came meanwhile would be without their metadata."""
 PAGE_LIMIT = 500
 """Objects a page; client-go's, and some 5 MB of pods."""
 SHORT_WATCH_SECONDS = 1.0
