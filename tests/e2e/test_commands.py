@@ -39,6 +39,21 @@ service:
     ]
 
 
+def test_a_variable_that_is_not_set_is_named_beside_the_mistake_that_comes_of_it(tmp_path: Path) -> None:
+    (config := tmp_path / "c.yaml").write_text("""
+receivers: {otlp: {protocols: {http: }}}
+exporters: {otlphttp: {endpoint: "${LOCKGATE_TEST_UNSET}"}}
+service: {pipelines: {logs: {receivers: [otlp], exporters: [otlphttp]}}}
+""")
+    result = lockgate("validate", "--config", str(config))
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"warning: {config}:3:34: exporters.otlphttp.endpoint: environment variable LOCKGATE_TEST_UNSET is not set; it reads as empty",
+        f"{config}:3:13: exporters.otlphttp: needs an endpoint, such as https://host:4318",
+        "lockgate: 1 problem in the configuration",
+    ]
+
+
 def test_a_running_program_holds_no_command_line_parser(tmp_path: Path) -> None:
     (config := tmp_path / "c.yaml").write_text("exporters: {otlphttp: {endpoint: http://127.0.0.1:1}}")
     command = [sys.executable, "-X", "importtime", "-m", "lockgate.cli.main", "run", "--config", str(config)]
