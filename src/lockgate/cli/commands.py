@@ -12,35 +12,35 @@ from lockgate.cli import running
 
 app = App(name="lockgate", help="Kubernetes telemetry collection for locked-down clusters.", version_flags=["--version"])
 
-Config = Annotated[list[str], Parameter(name="--config", negative="", consume_multiple=False)]
-Overrides = Annotated[list[str] | None, Parameter(name="--set", negative="", consume_multiple=False)]
+Config = Annotated[
+    list[str],
+    Parameter(
+        name="--config",
+        negative="",
+        consume_multiple=False,
+        help="A YAML file, or a preset's name; given several times they are merged in order.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative="",
+        consume_multiple=False,
+        help="key=value laid on top, such as exporters.otlphttp.endpoint=http://127.0.0.1:4318 (:: separates keys that hold dots).",
+    ),
+]
 
 
 @app.command
 def run(*, config: Config, overrides: Overrides = None) -> int:
-    """Run a configuration until SIGTERM; SIGHUP reads it again.
-
-    Parameters
-    ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top, such as exporters.otlphttp.endpoint=http://127.0.0.1:4318 (:: separates keys that hold dots).
-    """
+    """Run a configuration until SIGTERM; SIGHUP reads it again."""
     return running.run(config, overrides or [])
 
 
 @app.command
 def validate(*, config: Config, overrides: Overrides = None) -> int:
-    """Check a configuration: everything that start would refuse, all at once, each with file, line and column.
-
-    Parameters
-    ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
-    """
+    """Check a configuration: everything that start would refuse, all at once, each with file, line and column."""
     configuration = load(config, overrides)
     for warning in configuration.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -54,10 +54,6 @@ def needs(*, config: Config, overrides: Overrides = None, format: Literal["table
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     format
         A table for people or JSON for programs.
     """
@@ -116,6 +112,8 @@ for _target, _help in {
     "lockdown:rbac": "Render the RBAC roles and bindings for what this configuration asks of the Kubernetes API.",
     "lockdown:netcheck": "Try each flow of this configuration from here, inside a pod, and one that must fail. "
     "Exit status 1 where one is not as it should be.",
+    "lockdown:privileges": "Try to read, from here, what this configuration reads of others' files, and say what it takes. "
+    "Exit status 1 where that is more.",
 }.items():
     app.command(f"lockgate.cli.{_target}", help=_help)
 

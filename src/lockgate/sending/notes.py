@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ class Share(msgspec.Struct, array_like=True):
     queued: int = 0
     delivered: int = 0
     damaged: int = 0
-    """Given back to the receiver, which queues them again where it can still read them."""
+    """Given back to the receiver, which reads and queues them again, or calls them lost."""
     rejected: dict[str, int] = msgspec.field(default_factory=dict)
     """By reason: one of `REASONS`."""
     since_unix_nano: int = 0
@@ -50,13 +51,15 @@ class Share(msgspec.Struct, array_like=True):
             self.rejected[reason] = self.rejected.get(reason, 0) + records
 
 
-REASONS = ("refused", "partial", "expired", "not retried")
-"""Why records were rejected."""
+DAMAGED = "damaged"
+REASONS = ("refused", "partial", "expired", "not retried", DAMAGED)
+"""Why records were rejected. Those of clients are, where the queue lost them: nobody can read them again."""
 
 
 class Account(msgspec.Struct, array_like=True):
     """One source's counts since the journal first heard of it: lines and records as its receiver gave them with `Origin`.
 
+    What a queue lost and gave back is not among the lines, nor the records: what becomes of it is counted when it is read again.
     Under the source `OWNER:=GROUP` is what is left of sources of that group that the receiver `OWNER` knows no more; under `OWNER:` that of
     groups of which it knows none; under `OWNER:?` what was dropped on the way from batches of several sources, if nobody said of which: it
     counts as records of these, so here are as many less. Under the empty one are batches without origins, and rejections that no source can
@@ -138,6 +141,10 @@ class Damaged(msgspec.Struct, array_like=True, tag="damaged", frozen=True):
 
     sequences: list[Span]
     records: list[tuple[int, QueuedRecord]]
+    unnoted: list[OriginFields] = []
+    """What else is given back: of records whose notes are damaged as well, perhaps also of some that were delivered."""
+    stranded: list[tuple[str, str, int]] = []
+    """(reader, source, records): counted as pending, and of no record that there still is."""
 
 
 Change = Queued | Settled | Damaged
@@ -350,7 +357,23 @@ class Knowledge:
         """The sequences of [start, end) that some reader is not done with."""
         return Ranges(span for ranges in self.done.values() for span in ranges.missing(start, end))
 
+    def stranded(self, there: Mapping[int, QueuedRecord]) -> list[tuple[str, str, int]]:
+        """What is counted as pending, by reader and source, and is in none of these, which are all that can be known of, by sequence."""
+        found = []
+        with self._lock:
+            for name in self.done:
+                waiting = Counter[str]()
+                for record in (record for sequence, record in there.items() if not self.is_done(name, sequence)):
+                    for source, *_, records, _ in record.origins or [("", 0, 0, 0, record.items, 0)]:
+                        waiting[source] += records
+                for source, account in self._accounts.items():
+                    if (share := account.shares.get(name)) is not None and share.pending > waiting[source]:
+                        found.append((name, source, share.pending - waiting[source]))
+        return found
+
     def _queue(self, sequence: int, record: QueuedRecord, time_unix_nano: int) -> None:
+        if self.noted.reach(sequence) > sequence:  # a block of notes that stands at another place as well
+            return
         self.noted.add(sequence, sequence + 1)
         for source, start, end, lines, records, filtered in record.origins or [("", 0, 0, 0, record.items, 0)]:
             if start < end:
@@ -393,22 +416,46 @@ class Knowledge:
             waiting = [name for name in self.done if not self.is_done(name, sequence)]
             for at in range(0, len(record.ids), ID_BYTES):
                 self._ids.pop(record.ids[at : at + ID_BYTES], None)  # else what is sent again would be taken for a repetition
-            for source, start, end, _, records, _ in record.origins or [("", 0, 0, 0, record.items, 0)]:
-                if start < end and waiting:
-                    if (ranges := self._durable.get(source)) is not None:
-                        ranges.remove(start, end)
-                    self._lost.setdefault(source, Ranges()).add(start, end)
+            for origin in (record.origins or [("", 0, 0, 0, record.items, 0)]) if waiting else ():
+                self._give_back(origin)
                 for name in waiting:
-                    self._share(source, name).damaged += records
+                    self._lose(name, origin[0], origin[4], bool(origin[0]))
+        for origin in entry.unnoted:
+            self._give_back(origin)
+        for name, source, records in entry.stranded:
+            self._lose(name, source, records, source in self._lost)
         for ranges in self.done.values():
             for span in entry.sequences:
                 ranges.add(*span)
 
+    def _give_back(self, origin: OriginFields) -> None:
+        """Its bytes are to be read again, and to be counted then."""
+        source, start, end, lines, records, filtered = origin
+        if start < end:
+            if (ranges := self._durable.get(source)) is not None:
+                ranges.remove(start, end)
+            self._lost.setdefault(source, Ranges()).add(start, end)
+        if source:
+            self._account(source).add(Account(-lines, -records, {}, -filtered))
+
+    def _lose(self, reader: str, source: str, records: int, is_given_back: bool) -> None:
+        """These wait for the reader no more."""
+        share = self._share(source, reader)
+        if is_given_back:
+            share.damaged += records
+        else:
+            share.rejected[DAMAGED] = share.rejected.get(DAMAGED, 0) + records
+        if not share.pending:
+            share.since_unix_nano = 0
+
+    def _account(self, source: str) -> Account:
+        if (account := self._accounts.get(source)) is not None:
+            return account
+        # Folded since it was queued.
+        return self._accounts.setdefault(f"{_owner(source)}:" if source else "", Account())
+
     def _share(self, source: str, reader: str) -> Share:
-        account = self._accounts.get(source)
-        if account is None:  # folded since it was queued
-            account = self._accounts.setdefault(f"{_owner(source)}:" if source else "", Account())
-        return account.shares.setdefault(reader, Share())
+        return self._account(source).shares.setdefault(reader, Share())
 
     def _fold(self, owner: str, source: str) -> None:
         """Adds an account that nothing is pending of to that of its group, and a group's to the owner's remainder."""
@@ -423,13 +470,11 @@ class Knowledge:
 
 
 def observe_lines(metrics: Metrics, knowledge: Knowledge, owner: str, **labels: str) -> None:
-    """The receiver's lines, by what became of them: those of all its files, in one series for each fate."""
+    """The receiver's lines, by what became of them: those of all its files, in one series for each fate. What is given back goes off."""
 
     def observe(fate: str, read: Callable[[Account], int]) -> None:
         text = "lines that came to this queue: records, joined into others, or filtered on the way"
-        metrics.observe(
-            "lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), kind="counter", receiver=owner, fate=fate, **labels
-        )
+        metrics.observe("lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), receiver=owner, fate=fate, **labels)
 
     observe("record", lambda account: account.records)
     observe("joined", lambda account: account.joined)

@@ -10,7 +10,15 @@ from lockgate.cli.commands import app
 
 @pytest.mark.parametrize(
     ("command", "module"),
-    [("logs", "logs"), ("query", "query"), ("where", "where"), ("netpol", "lockdown"), ("rbac", "lockdown"), ("netcheck", "lockdown")],
+    [
+        ("logs", "logs"),
+        ("query", "query"),
+        ("where", "where"),
+        ("netpol", "lockdown"),
+        ("rbac", "lockdown"),
+        ("netcheck", "lockdown"),
+        ("privileges", "lockdown"),
+    ],
 )
 def test_a_command_that_is_imported_when_called_says_the_same_in_the_list(command: str, module: str) -> None:
     function = getattr(importlib.import_module(f"lockgate.cli.{module}"), command)

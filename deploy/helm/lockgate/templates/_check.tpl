@@ -1,13 +1,37 @@
 {{- /* Everything that is wrong with the values, at once, each with its key. Unknown keys first: what they were meant to say is not known. */ -}}
 {{- define "lockgate.check" -}}
 {{- if not (hasKey .Values "_checked") -}}
+{{- $found := dict "unknown" list "moved" list "problems" list -}}
+{{- include "lockgate.empties" (dict "value" .Values "schema" (fromYaml (.Files.Get "files/schema.yaml")) "path" "" "found" $found) -}}
 {{- $values := deepCopy .Values -}}
 {{- $_ := set .Values "_checked" true -}}
-{{- $found := dict "unknown" list "moved" list "problems" list -}}
 {{- include "lockgate.keys" (dict "value" $values "schema" (fromYaml (.Files.Get "files/schema.yaml")) "path" "" "moved" (fromYamlArray (.Files.Get "files/moved.yaml")) "found" $found) -}}
 {{- $problems := $found.unknown -}}
 {{- if not $problems -}}{{- include "lockgate.conflicts" (dict "root" . "found" $found) -}}{{- $problems = $found.problems -}}{{- end -}}
 {{- if $problems -}}{{- printf "these values cannot be used:\n  %s" (join "\n  " $problems) | fail -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Helm takes the default of a key away whose value is null, as where all below it is commented out. A list, or a mapping with keys of its
+own, is empty then; for anything else there is nothing to go by. Where a type allows null, a key has no default.
+(dict "value" VALUE "schema" SCHEMA "path" PATH "found" DICT) */ -}}
+{{- define "lockgate.empties" -}}
+{{- $context := . -}}
+{{- range $key, $below := .schema.properties -}}
+{{- $path := $context.path | empty | ternary $key (printf "%s.%s" $context.path $key) -}}
+{{- if hasKey $context.value $key -}}
+{{- $value := get $context.value $key -}}
+{{- if and (hasKey $below "properties") (kindIs "map" $value) -}}
+{{- include "lockgate.empties" (dict "value" $value "schema" $below "path" $path "found" $context.found) -}}
+{{- end -}}
+{{- else if kindIs "slice" $below.type -}}
+{{- else if eq (toString $below.type) "array" -}}
+{{- $_ := set $context.value $key list -}}
+{{- else if and (eq (toString $below.type) "object") (not (hasKey $below "properties")) -}}
+{{- $_ := set $context.value $key dict -}}
+{{- else -}}
+{{- $_ := set $context.found "unknown" (append $context.found.unknown (printf "%s: empty, which takes the chart's default away; give it a value, or leave the key out" $path)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -87,16 +111,19 @@
 {{- $values := $root.Values -}}
 {{- $said := list -}}
 {{- with $values.sumologic.otelcolImage -}}
+{{- if not .repository }}{{ $said = append $said "sumologic.otelcolImage.repository: nothing says where the image is; push build/images/lockgate.tar (`make images`) to your registry and name it here" }}{{ end -}}
 {{- if and .digest .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: a digest names one image, so a suffix to the tag does nothing; set digest to that of the -fips image, or remove it" }}{{ end -}}
 {{- end -}}
 {{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image -}}
 {{- range $key, $image := $images -}}
 {{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
+{{- if regexMatch "[:@][^/]*$" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: names a tag or digest as well; say that in %s" $key (eq $key "sumologic.otelcolImage" | ternary "sumologic.otelcolImage.tag or .digest" (printf "%s.tag" $key))) }}{{ end -}}
 {{- end -}}
 {{- with $values.backend -}}
 {{- if not (or .url .existingSecret) }}{{ $said = append $said "backend.existingSecret: nothing says where data goes; name a Secret that holds the URLs, or set backend.url" }}{{ end -}}
 {{- if and .tokenKey (not .existingSecret) }}{{ $said = append $said "backend.tokenKey: names a key of a Secret, and backend.existingSecret names none" }}{{ end -}}
 {{- end -}}
+{{- if and $values.mutualTls.enabled (not $values.mutualTls.existingSecret) }}{{ $said = append $said "mutualTls.existingSecret: mutualTls.enabled needs certificates; name the Secret that holds tls.crt, tls.key and ca.crt" }}{{ end -}}
 {{- with $values.networkPolicy -}}
 {{- if and .backend.cidrs (or .backend.pods .backend.namespace) }}{{ $said = append $said "networkPolicy.backend.cidrs: the backend is named by its pods (networkPolicy.backend.pods, .namespace) as well; keep one of them" }}{{ end -}}
 {{- if and .backend.ports (not (or .backend.pods .backend.namespace)) }}{{ $said = append $said "networkPolicy.backend.ports: says which ports the backend's pods have; name them in networkPolicy.backend.pods" }}{{ end -}}

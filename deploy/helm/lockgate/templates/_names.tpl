@@ -20,16 +20,16 @@ here, so the values are checked here. */ -}}
 {{- $prefix := include "lockgate.prefix" . -}}
 {{- with .Values -}}
 {{- if and .sumologic.logs.enabled (or .sumologic.logs.container.enabled .sumologic.logs.systemd.enabled) }}
-logsCollector: {role: logsCollector, signal: logs, name: {{ $prefix }}-logs-collector, component: logs-collector, namespace: {{ include "lockgate.nodeNamespace" $ }}, values: otellogs}
+logsCollector: {role: logsCollector, signal: logs, name: {{ $prefix }}-logs-collector, component: logs-collector, namespace: {{ include "lockgate.nodeNamespace" $ | quote }}, values: otellogs}
 {{- end }}
 {{- if and .sumologic.logs.enabled .metadata.logs.enabled }}
-logs: {role: logs, signal: logs, name: {{ $prefix }}-logs-metadata, component: logs-metadata, namespace: {{ $.Release.Namespace }}, values: metadata.logs}
+logs: {role: logs, signal: logs, name: {{ $prefix }}-logs-metadata, component: logs-metadata, namespace: {{ $.Release.Namespace | quote }}, values: metadata.logs}
 {{- end }}
 {{- if and .sumologic.metrics.enabled .metadata.metrics.enabled }}
-metrics: {role: metrics, signal: metrics, name: {{ $prefix }}-metrics-metadata, component: metrics-metadata, namespace: {{ $.Release.Namespace }}, values: metadata.metrics}
+metrics: {role: metrics, signal: metrics, name: {{ $prefix }}-metrics-metadata, component: metrics-metadata, namespace: {{ $.Release.Namespace | quote }}, values: metadata.metrics}
 {{- end }}
 {{- if and .sumologic.traces.enabled .otelcolInstrumentation.enabled }}
-traces: {role: traces, signal: traces, name: {{ $prefix }}-traces, component: traces, namespace: {{ $.Release.Namespace }}, values: otelcolInstrumentation}
+traces: {role: traces, signal: traces, name: {{ $prefix }}-traces, component: traces, namespace: {{ $.Release.Namespace | quote }}, values: otelcolInstrumentation}
 {{- end }}
 {{- end -}}
 {{- end -}}
@@ -62,6 +62,6 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{- if and $common.digest (not $own.repository) (not $own.tag) -}}
 {{ $repository }}@{{ $common.digest }}
 {{- else -}}
-{{ $repository }}:{{ $tag }}{{ if $common.addFipsSuffix }}-fips{{ end }}
+{{ $repository }}:{{ $tag }}{{ if and $common.addFipsSuffix (not (hasSuffix "-fips" $tag)) }}-fips{{ end }}
 {{- end -}}
 {{- end -}}

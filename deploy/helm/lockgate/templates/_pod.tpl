@@ -52,7 +52,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- if not $values.backend.url }}
 - name: LOCKGATE_BACKEND_URL
   valueFrom:
-    secretKeyRef: {name: {{ $values.backend.existingSecret }}, key: {{ get $values.backend.keys .role.signal }}}
+    secretKeyRef: {name: {{ $values.backend.existingSecret | quote }}, key: {{ get $values.backend.keys .role.signal | quote }}}
 {{- end }}
 {{- include "lockgate.proxyEnvironment" $values.sumologic }}
 {{- with .extra }}
@@ -71,6 +71,13 @@ seccompProfile: {type: RuntimeDefault}
 - {name: NO_PROXY, value: {{ printf "$(KUBERNETES_SERVICE_HOST),.svc,.%s%s" .clusterDNSDomain (.noProxy | empty | ternary "" (printf ",%s" .noProxy)) | quote }}}
 {{- end }}
 {{- end -}}
+
+{{- /* Whether a role's certificates are mounted, and its configuration told. (dict "root" $ "role" ROLE) */ -}}
+{{- define "lockgate.isMutual" -}}
+{{- if and .root.Values.mutualTls.enabled (include "lockgate.connections" . | trim) }}yes{{ end -}}
+{{- end -}}
+
+{{- define "lockgate.mutualDirectory" }}/etc/lockgate/mutual-tls{{ end -}}
 
 {{- /* Whether a user's mounts take /tmp: then the chart's is left out, as one path can be mounted once. */ -}}
 {{- define "lockgate.takesTmp" -}}
