@@ -54,6 +54,22 @@ service: {pipelines: {logs: {receivers: [otlp], exporters: [otlphttp]}}}
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "complaint"),
+    [
+        pytest.param(["query", "SELECT 1", "--state", "none"], 2, "lockgate: no store is running here: none/query.json", id="no-store"),
+        pytest.param(["logs", "--state", "none"], 2, "lockgate: no store is running here: none/query.json", id="no-store-for-logs"),
+        pytest.param(["components", "otpl"], 2, "lockgate: there is no component otpl; did you mean otlp?", id="no-component"),
+        pytest.param(["netpol", "--config", "backend", "--facts", "none"], 2, "none: cannot be read: No such file", id="no-facts"),
+        pytest.param(["validate", "--config", "none"], 2, "none: cannot be read: No such file", id="no-configuration"),
+    ],
+)
+def test_what_a_command_cannot_find_is_said_in_a_line(command: list[str], status: int, complaint: str) -> None:
+    result = lockgate(*command)
+    assert (result.returncode, result.stderr.startswith(complaint)) == (status, True), result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+
+
 def test_a_running_program_holds_no_command_line_parser(tmp_path: Path) -> None:
     (config := tmp_path / "c.yaml").write_text("exporters: {otlphttp: {endpoint: http://127.0.0.1:1}}")
     command = [sys.executable, "-X", "importtime", "-m", "lockgate.cli.main", "run", "--config", str(config)]

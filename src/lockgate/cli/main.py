@@ -27,8 +27,8 @@ def main() -> None:
         print(f"lockgate: {count} problem{'s' if count > 1 else ''} in the configuration", file=sys.stderr)
         sys.exit(2)
     except LookupError as error:
-        if type(error) is not LookupError:
-            raise  # a KeyError is a fault of our own
+        if isinstance(error, KeyError | IndexError):
+            raise  # a fault of our own
         print(f"lockgate: {error.args[0]}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

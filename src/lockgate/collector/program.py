@@ -252,9 +252,9 @@ def run(configuration: Configuration, load: Callable[[], Configuration]) -> int:
         asyncio.run(_run_until_signal(configuration, load, sandbox))
     except Exception as error:
         for leaf in leaves(error):
-            # An OSError is about the machine (a port, a file) and a plain LookupError about the configuration: they say what to do.
+            # An OSError is about the machine (a port, a file), a LookupError of ours about the configuration: they say what to do.
             # Anything else is our own bug and shows where.
-            is_expected = isinstance(leaf, OSError) or type(leaf) is LookupError
+            is_expected = isinstance(leaf, OSError | LookupError) and not isinstance(leaf, KeyError | IndexError)
             log.error("ended: %s", describe(leaf), exc_info=None if is_expected else leaf)
         return 1
     return 0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from lockgate.kit.document import DocumentError, parse
+from lockgate.kit.document import DocumentError, Mark, Problem, parse
 from lockgate.kit.settings import Settings, validate
 
 
@@ -103,9 +103,13 @@ class Facts(Settings):
 
 
 def load(path: str) -> Facts:
-    """The facts in this YAML file; raises DocumentError with every problem, or OSError."""
-    with open(path, encoding="utf-8") as file:
-        document = parse(file.read(), path)
+    """The facts in this YAML file; raises DocumentError with every problem."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = parse(file.read(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else f"not UTF-8 text: {error}"
+        raise DocumentError([Problem(Mark(path), (), f"cannot be read: {cause}")]) from error
     facts, problems = validate(Facts, document, ())
     if facts is None:
         raise DocumentError(problems)
