@@ -59,6 +59,7 @@ service: {pipelines: {logs: {receivers: [otlp], exporters: [otlphttp]}}}
     [
         pytest.param(["query", "SELECT 1", "--state", "none"], 2, "lockgate: no store is running here: none/query.json", id="no-store"),
         pytest.param(["logs", "--state", "none"], 2, "lockgate: no store is running here: none/query.json", id="no-store-for-logs"),
+        pytest.param(["where", "a/b", "--state", "none"], 1, "lockgate: no role with a ledger is running here", id="no-ledger"),
         pytest.param(["components", "otpl"], 2, "lockgate: there is no component otpl; did you mean otlp?", id="no-component"),
         pytest.param(["netpol", "--config", "backend", "--facts", "none"], 2, "none: cannot be read: No such file", id="no-facts"),
         pytest.param(["validate", "--config", "none"], 2, "none: cannot be read: No such file", id="no-configuration"),
