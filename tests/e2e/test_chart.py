@@ -497,6 +497,12 @@ def test_what_a_user_gives_lands_where_kubernetes_has_it() -> None:
     assert {"key": "dedicated", "operator": "Exists"} in pod(collector)["tolerations"]
 
 
+def test_the_sandbox_can_be_required_of_every_role(configured: Any) -> None:
+    objects = rendered("sandbox-required")
+    modes = {role: configured(each, objects, complete({})).service.sandbox for role, each in workloads(objects).items()}
+    assert modes == dict.fromkeys(PRESETS, "require")
+
+
 def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
     values = {
         "metadata": {"logs": {"config": {"merge": {"processors": {"memory_limiter": {"limit_percentage": 50}}}}}},
@@ -534,6 +540,27 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             {"otellogs": {"privilege": "rot"}}, "'/otellogs/privilege': value must be one of 'group', 'root', 'capability'", id="choice"
         ),
         pytest.param({"networkPolicy": {"nodes": ["10.0.0.1"]}}, "/networkPolicy/nodes/0", id="no-network"),
+        *(
+            pytest.param({"networkPolicy": {"nodes": [block]}}, "/networkPolicy/nodes/0", id=f"no-network-{block}")
+            for block in ("999.1.1.1/32", "10.0.0.0/33", "fd00::/129", "10.0.0/8")
+        ),
+        *(
+            pytest.param({"otellogs": {"state": {"path": path}}}, f"otellogs.state.path: all of {path} would be given", id=f"not-{path}")
+            for path in ("/", "/etc", "/var/lib", "/var/lib/", "/var/log/pods", "/var/lib/kubelet/pods", "/var/lib/../..", "/opt")
+        ),
+        pytest.param({"otellogs": {"state": {"maxQueueSize": "lots"}}}, "'/otellogs/state/maxQueueSize'", id="no-size"),
+        pytest.param({"metadata": {"logs": {"waitForMetadataTimeout": "10"}}}, "waitForMetadataTimeout'", id="no-duration"),
+        pytest.param({"backend": {"url": "https://user:word@a.example"}}, "'/backend/url'", id="password-in-a-configmap"),
+        pytest.param({"sumologic": {"clusterDNSDomain": "a b"}}, "'/sumologic/clusterDNSDomain'", id="no-domain"),
+        *(
+            pytest.param({"metadata": {"logs": {"statefulset": given}}}, f"metadata.logs.statefulset.{said}", id=said)
+            for given, said in (
+                ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of the chart's own volume"),
+                ({"extraVolumes": [{"name": "a"}, {"name": "a"}]}, "extraVolumes: a is the name of another volume"),
+                ({"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}, "extraVolumeMounts: no volume is called a"),
+                ({"extraVolumeMounts": [{"name": "state", "mountPath": "/var/lib/lockgate/"}]}, "extraVolumeMounts: the volume state is"),
+            )
+        ),
         pytest.param({"backend": {"existingSecret": "a, optional: true"}}, "'/backend/existingSecret'", id="no-name"),
         pytest.param({"sumologic": {"otelcolImage": {"tag": "a: b"}}}, "'/sumologic/otelcolImage/tag'", id="no-tag"),
         pytest.param({"metadata": {"persistence": {"size": "ten"}}}, "'/metadata/persistence/size'", id="no-quantity"),
@@ -692,6 +719,12 @@ def test_keys_that_mean_nothing_here_are_named_with_what_to_do_instead() -> None
     assert "falco: no effect here; nothing else is installed with Lockgate" in told
     assert "tracesGateway: no effect here; one role takes" in told
     assert "no effect" not in helm.notes({})
+
+
+def test_pods_that_a_restricted_namespace_would_refuse_are_told_of() -> None:
+    for context in ({"runAsUser": 0}, {"runAsNonRoot": False}):
+        assert "WARNING: metadata.securityContext: as root" in helm.notes({"metadata": {"securityContext": context}})
+    assert "metadata.securityContext" not in helm.notes({"metadata": {"securityContext": {"fsGroup": 999, "runAsNonRoot": True}}})
 
 
 def collection_values() -> dict[str, Any]:

@@ -257,9 +257,9 @@ class QueuedExporter(Exporter[S]):
                     entry.release(error)
                 else:
                     entry.settle(error, Outcome(entry.batch.count, reason))
-            if is_durable and not self._stopping.is_set():
-                count = sum(entry.batch.count for entry in entries)
-                self.log.error("%d records were given up, as retry_on_failure says, and are lost: %s", count, error)
+            if is_durable and not self._stopping.is_set() and (kept_back := self._sometimes.now("given up")) is not None:
+                count, more = sum(entry.batch.count for entry in entries), _kept_back(kept_back)
+                self.log.error("%d records were given up, as retry_on_failure says, and are lost: %s%s", count, error, more)
         except Exception as error:  # a bug of ours: the one who waits must hear of it
             if is_durable:
                 self.log.exception("a fault of lockgate's own kept a batch from being sent; it stays on disk until the next start")
