@@ -191,6 +191,7 @@ def _image(name: str, debs: dict[str, Path], libraries: Path, root: Path) -> Non
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).write_text(text)
     (root / "usr/local/bin/lockgate").chmod(0o755)
+    (root / "usr/bin/python3").symlink_to("python3.11")  # by this name the chart's init container starts it
     for directory in DIRECTORIES:
         (root / directory).mkdir(parents=True, exist_ok=True)
     authorities = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import yaml
 from support import helm
 from support.chart_values import CASES, SEED, SEED_SECRET_OVER_CERTS
 from support.helm import CHART, Object, Refused, complete, of_kind, pod, workloads
+from support.rungs import becoming, contained, needs_root, open_directory, place
 
 from lockgate.collector.config import Configuration, load
+from lockgate.kit.rungs import Grant, Process, Rung
 from lockgate.lockdown import netpol, rbac
 from lockgate.lockdown.facts import Facts
 from lockgate.lockdown.flows import derive
@@ -265,6 +267,58 @@ def test_the_logs_collector_has_the_rung_that_was_chosen_and_no_more(case: str, 
         )
 
 
+def values_of(lines: list[str]) -> dict[str, Any]:
+    """What a user writes who is told to set these keys."""
+    values: dict[str, Any] = {}
+    for line in lines:
+        path, _, value = line.partition(": ")
+        *above, last = path.split(".")
+        reduce(lambda inner, key: inner.setdefault(key, {}), above, values)[last] = yaml.safe_load(value)
+    return values
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("grant", "files"),
+    [
+        pytest.param(Grant(Rung.GROUP), [(0o640, 0, 0)], id="group"),
+        pytest.param(Grant(Rung.GROUP, frozenset({190})), [(0o640, 0, 190)], id="journal"),
+        pytest.param(Grant(Rung.GROUP, frozenset({4, 190})), [(0o640, 0, 190), (0o640, 0, 4)], id="groups"),
+        pytest.param(Grant(Rung.ROOT), [(0o600, 0, 0)], id="root"),
+        pytest.param(Grant(Rung.ROOT, frozenset({190})), [(0o600, 0, 0), (0o640, 5, 190)], id="root-in-a-group"),
+        pytest.param(Grant(Rung.CAPABILITY), [(0o600, 5, 5)], id="capability"),
+    ],
+)
+def test_with_the_keys_that_an_agent_names_its_pod_has_just_what_it_asked_for(grant: Grant, files: list[tuple[int, int, int]]) -> None:
+    with open_directory() as directory:
+        for number, (mode, uid, gid) in enumerate(files):
+            place(directory / f"{number}.log", mode, uid, gid, "")
+        settings = {
+            "receivers": {"filelog": {"include": [f"{directory}/*.log"]}},
+            "exporters": {"debug": {}},
+            "service": {"pipelines": {"logs": {"receivers": ["filelog"], "exporters": ["debug"]}}},
+        }
+        place(directory / "config.yaml", 0o644, text=json.dumps(settings))
+
+        def found(prefix: list[str]) -> Any:
+            program = [sys.executable, "-P", "-m", "lockgate.cli.main", "privileges", "--format", "json"]
+            command = [*prefix, *program, "--config", str(directory / "config.yaml")]
+            return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout)
+
+        told = found(becoming(10001, 10001))
+        assert (told["verdict"], told["least"]["values"]) == ("too little", grant.values)
+        values = values_of(told["least"]["values"])
+        assert not [line for line in helm.notes(values).splitlines() if "otellogs.privilege" in line or "supplementalGroups" in line]
+        spec = pod(workloads(helm.render(values))["logs-collector"])
+        security = spec["securityContext"]
+        expected = Process(10001, 10001, frozenset()).on(grant.rung, grant.groups)
+        assert security["runAsUser"] == expected.uid
+        assert {security["runAsGroup"], 0, *security.get("supplementalGroups", [])} == set(expected.groups)
+        after = found(contained(security, spec["containers"][0]["securityContext"]))
+        assert (after["verdict"], after["advice"], after["reads"]) == ("enough", [], {"files": len(files), "directories": 1})
+        assert after["capabilities"] == (["DAC_READ_SEARCH"] if expected.reads_all else [])
+
+
 def test_on_openshift_the_ids_are_left_to_restricted_v2() -> None:
     objects = rendered("openshift")
     [constraints] = of_kind(objects, "SecurityContextConstraints")
@@ -371,6 +425,52 @@ def test_the_forms_that_were_silently_ignored_mean_what_they_say() -> None:
     assert {"name": "certs", "mountPath": "/etc/ssl/certs/", "readOnly": True} in spec["containers"][0]["volumeMounts"]
 
 
+@pytest.mark.parametrize(
+    ("image", "own", "rendered_as"),
+    [
+        pytest.param({}, {}, "lockgate:VERSION", id="loaded-into-the-nodes"),
+        pytest.param({"repository": "r:5000/l"}, {}, "r:5000/l:VERSION", id="registry"),
+        pytest.param({"repository": "r/l", "tag": "1"}, {"tag": "2"}, "r/l:2", id="of-one-role"),
+        pytest.param({"addFipsSuffix": True}, {}, "lockgate:VERSION-fips", id="fips"),
+        pytest.param({"repository": "r/l", "tag": "1", "addFipsSuffix": True}, {}, "r/l:1-fips", id="fips-of-a-tag"),
+        pytest.param({"tag": "1-fips", "addFipsSuffix": True}, {}, "lockgate:1-fips", id="fips-once"),
+        pytest.param({"addFipsSuffix": True}, {"repository": "r/l", "tag": "2"}, "r/l:2-fips", id="fips-of-one-role"),
+    ],
+)
+def test_the_image_is_the_one_that_was_meant(image: Any, own: Any, rendered_as: str) -> None:
+    values = {"sumologic": {"otelcolImage": image}, "metadata": {"image": own}}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert pod(workloads(helm.render(values))["logs-metadata"])["containers"][0]["image"] == rendered_as.replace("VERSION", version)
+    assert ("sumologic.otelcolImage.repository: not set; nodes find" in helm.notes(values)) is ("repository" not in image)
+
+
+def test_one_key_mounts_certificates_into_the_roles_that_connect_and_says_which_are_needed(configured: Any) -> None:
+    values = CASES["mutual-tls"]
+    objects = rendered("mutual-tls")
+    for role, each in workloads(objects).items():
+        secured = {
+            key for key in ("receivers/otlp", "receivers/otlp/journald", "exporters/otlphttp", "exporters/otlphttp/journald")
+            if any(who == key and str(getattr(need, "path", "")).startswith("/etc/lockgate/mutual-tls")
+                   for who, need in configured(each, objects, complete(values)).needs())
+        }  # fmt: skip
+        assert (
+            secured
+            == {
+                "logs-collector": {"exporters/otlphttp", "exporters/otlphttp/journald"},
+                "logs-metadata": {"receivers/otlp", "receivers/otlp/journald"},
+                "metrics-metadata": {"receivers/otlp"},
+                "traces": set(),
+            }[role]
+        )
+        mounted = [volume["secret"]["secretName"] for volume in pod(each)["volumes"] if "secret" in volume]
+        assert mounted == ["ours"] * bool(secured)
+    told = helm.notes(values)
+    assert "The Secret ours in sumo-nodes must hold tls.crt, tls.key and ca.crt of r-lockgate-logs-collector.\n" in told
+    assert "of r-lockgate-logs-metadata, valid for r-lockgate-logs-metadata.sumo.svc.cluster.local.\n" in told
+    assert "listeners.logs.fluentForward: mutualTls does not secure it" in told
+    assert "networkPolicy.clients.metrics: with mutualTls these need a certificate" in told
+
+
 def test_what_a_user_gives_lands_where_kubernetes_has_it() -> None:
     objects = rendered("everything-of-kubernetes")
     logs, collector = workloads(objects)["logs-metadata"], workloads(objects)["logs-collector"]
@@ -452,6 +552,26 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             {"listeners": {"logs": {"otlpHttp": 0, "otlpGrpc": 4317}}},
             "listeners.logs.otlpHttp: the logs collector sends to it",
             id="collector-without-peer",
+        ),
+        pytest.param(
+            {"listeners": {"logsCollector": {"health": 13134}}},
+            "listeners.logsCollector.ledger: port 13134 is that of listeners.logsCollector.health already",
+            id="ledgers-port",
+        ),
+        pytest.param(
+            {"mutualTls": {"enabled": True, "existingSecret": ""}},
+            "mutualTls.existingSecret: mutualTls.enabled needs",
+            id="no-certificates",
+        ),
+        pytest.param(
+            {"sumologic": {"otelcolImage": {"repository": None}}},
+            "sumologic.otelcolImage.repository: nothing says where the image is",
+            id="no-image",
+        ),
+        pytest.param(
+            {"metadata": {"image": {"repository": "registry.example.com:5000/lockgate:0.1"}}},
+            "metadata.image.repository: names a tag or digest as well; say that in metadata.image.tag",
+            id="image-with-its-tag",
         ),
         pytest.param({"listeners": {"traces": {"health": 0}}}, "listeners.traces.health: 0 is no port", id="no-health"),
         pytest.param({"backend": {"existingSecret": ""}}, "backend.existingSecret: nothing says where data goes", id="no-backend"),

@@ -16,4 +16,4 @@ def test_whatever_is_killed_each_line_is_in_the_backend_once(tmp_path: Path) -> 
     )
     figures.require(kills=20, rotations=6, compressed=3, split_lines=50, refused=1, answer_lost=1, unreachable=1, wire_repetitions=1)
     figures.require(written=1000)
-    figures.require_none("lost", "repeated", "altered", "never_written", "without_metadata", "crashes", "own_faults")
+    figures.require_none("lost", "repeated", "altered", "never_written", "without_metadata", "crashes", "own_faults", "ledger_faults")

@@ -1,6 +1,5 @@
 """OTLP backends in threads, over HTTP and gRPC, for tests that run roles as processes: keeps the records, answers as it is told."""
 
-import gzip
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, Self
 import grpc
 
 from lockgate.batch import Signal, message_type
+from lockgate.net.compression import decompress
 from lockgate.net.otlp_grpc import METHODS
 
 PATHS = {"/v1/logs": Signal.LOGS, "/v1/metrics": Signal.METRICS, "/v1/traces": Signal.TRACES}
@@ -41,13 +41,8 @@ class Backend:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 backend.seen += 1
                 backend.hold.wait(60)
-                raw = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-                message = message_type(PATHS[self.path]).FromString(raw)
-                status = backend.judge(message)
-                if status == 400:
-                    backend.refused.append(message)
-                if status == 200:
-                    backend.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, message))
+                payload = decompress(body, self.headers.get("Content-Encoding", ""), 1 << 28)
+                status = backend.take(self.path, {name.lower(): value for name, value in self.headers.items()}, payload)
                 if backend.loses_answer():
                     self.close_connection = True
                     return
@@ -68,6 +63,16 @@ class Backend:
 
         self._server = Server(("127.0.0.1", port), Handler)
         self.port: int = self._server.server_address[1]
+
+    def take(self, path: str, headers: dict[str, str], payload: bytes) -> int:
+        """The status for this request, which is kept where that is 200."""
+        message = message_type(PATHS[path]).FromString(payload)
+        status = self.judge(message)
+        if status == 400:
+            self.refused.append(message)
+        if status == 200:
+            self.requests.append((path, headers, message))
+        return status
 
     @property
     def url(self) -> str:

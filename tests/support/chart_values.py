@@ -125,6 +125,20 @@ CASES: dict[str, dict[str, Any]] = {
         "sumologic": {"autoscaling": {"enabled": False}},
         "metadata": {"logs": {"statefulset": {"replicaCount": 1}}, "metrics": {"autoscaling": {"enabled": True}}},
     },
+    "mutual-tls": {
+        "mutualTls": {"enabled": True, "existingSecret": "ours"},
+        "sumologic": {"logs": {"systemd": {"enabled": True}}},
+        "listeners": {"logs": {"fluentForward": 24321}},
+        "networkPolicy": {"clients": {"metrics": [_APPS]}},
+    },
+    "no-otlp-to-secure": {
+        "mutualTls": {"enabled": True},
+        "sumologic": {"logs": {"container": {"enabled": False}}},
+        "listeners": {"logs": {"otlpHttp": 0, "fluentForward": 24321}},
+    },
+    "ledger-elsewhere-or-off": {
+        "listeners": {"logsCollector": {"health": 13134, "ledger": 13135}, "logs": {"ledger": 13200}, "metrics": {"ledger": 0}}
+    },
     "rung-root": {"otellogs": {"privilege": "root", "state": {"type": "emptyDir"}, "dockerContainers": True}},
     "rung-capability": {"otellogs": {"privilege": "capability"}},
     "one-namespace-for-all": {"otellogs": {"namespace": {"name": "sumo"}}, "fullnameOverride": "telemetry"},

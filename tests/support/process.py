@@ -141,11 +141,11 @@ class Role:
         await asyncio.to_thread(self.__exit__, *raised)
 
 
-def wait_until(true: Any, seconds: float = 20, what: str = "") -> None:
-    """Returns when `true()` is; fails after so many seconds. For conditions in another process, which cannot be awaited."""
+def wait_until(true: Any, seconds: float = 20, what: str | Callable[[], str] = "") -> None:
+    """Returns when `true()` is; fails after so many seconds, saying `what`. For conditions in another process, which cannot be awaited."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or true}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what() if callable(what) else what or true}"
         time.sleep(0.05)
 
 

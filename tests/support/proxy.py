@@ -1,19 +1,18 @@
 """A small real HTTP proxy: CONNECT tunnels, and plain requests in absolute form. Every host is this machine, whatever its name."""
 
 import asyncio
-import threading
-from types import TracebackType
-from typing import Self
+
+from support.served import Served
 
 
-class Proxy:
+class Proxy(Served):
     """Remembers what it was asked. `serve` is for asyncio.start_server; `with Proxy() as proxy:` serves `proxy.port` in a thread."""
 
     def __init__(self, credentials: str = "") -> None:
+        super().__init__()
         self.asked: list[str] = []
         """Request lines."""
         self.credentials: list[str] = []
-        self.port = 0
         self._wanted = credentials
         """The Proxy-Authorization without which it answers 407; empty for none."""
 
@@ -37,35 +36,6 @@ class Proxy:
             upstream = await asyncio.open_connection("127.0.0.1", int(authority.rpartition(":")[2]))
             upstream[1].write(head.replace(target.encode(), f"/{path}".encode(), 1))
         await asyncio.gather(_pipe(reader, upstream[1]), _pipe(upstream[0], writer))
-
-    def __enter__(self) -> Self:
-        started = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-
-        async def main() -> None:
-            server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-            self.port = server.sockets[0].getsockname()[1]
-            started.set()
-            await self._stop.wait()
-            server.close()
-            connections = asyncio.all_tasks() - {asyncio.current_task()}
-            for connection in connections:
-                connection.cancel()
-            await asyncio.gather(*connections, return_exceptions=True)
-
-        def run() -> None:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                runner.run(main())
-
-        self._thread = threading.Thread(target=run)
-        self._thread.start()
-        assert started.wait(10)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
 
 
 async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,35 +12,35 @@ from lockgate.cli import running
 
 app = App(name="lockgate", help="Kubernetes telemetry collection for locked-down clusters.", version_flags=["--version"])
 
-Config = Annotated[list[str], Parameter(name="--config", negative="", consume_multiple=False)]
-Overrides = Annotated[list[str] | None, Parameter(name="--set", negative="", consume_multiple=False)]
+Config = Annotated[
+    list[str],
+    Parameter(
+        name="--config",
+        negative="",
+        consume_multiple=False,
+        help="A YAML file, or a preset's name; given several times they are merged in order.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative="",
+        consume_multiple=False,
+        help="key=value laid on top, such as exporters.otlphttp.endpoint=http://127.0.0.1:4318 (:: separates keys that hold dots).",
+    ),
+]
 
 
 @app.command
 def run(*, config: Config, overrides: Overrides = None) -> int:
-    """Run a configuration until SIGTERM; SIGHUP reads it again.
-
-    Parameters
-    ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top, such as exporters.otlphttp.endpoint=http://127.0.0.1:4318 (:: separates keys that hold dots).
-    """
+    """Run a configuration until SIGTERM; SIGHUP reads it again."""
     return running.run(config, overrides or [])
 
 
 @app.command
 def validate(*, config: Config, overrides: Overrides = None) -> int:
-    """Check a configuration: everything that start would refuse, all at once, each with file, line and column.
-
-    Parameters
-    ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
-    """
+    """Check a configuration: everything that start would refuse, all at once, each with file, line and column."""
     configuration = load(config, overrides)
     for warning in configuration.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -54,10 +54,6 @@ def needs(*, config: Config, overrides: Overrides = None, format: Literal["table
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     format
         A table for people or JSON for programs.
     """
@@ -112,6 +108,7 @@ app.command("lockgate.cli.where:where")
 app.command("lockgate.cli.lockdown:netpol")
 app.command("lockgate.cli.lockdown:rbac")
 app.command("lockgate.cli.lockdown:netcheck")
+app.command("lockgate.cli.lockdown:privileges")
 
 
 def load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for

@@ -1,10 +1,10 @@
-"""`lockgate netpol`, `rbac` and `netcheck`: what a configuration may do in a cluster, as its objects, and tried from inside a pod."""
+"""`lockgate netpol`, `rbac`, `netcheck` and `privileges`: what a configuration may do in a cluster, as objects and tried in a pod."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,10 +16,6 @@ def netpol(*, config: Config, overrides: Overrides = None, facts: Path | None = 
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     facts
         A YAML file that says what a configuration cannot know: this role's labels, the pods behind each name, who may connect, where
         DNS, the API server and the backend are (docs/security.md).
@@ -47,10 +43,6 @@ def rbac(
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     name
         Of the roles, the bindings, and the service account that they are for.
     namespace
@@ -79,10 +71,6 @@ def netcheck(
 
     Parameters
     ----------
-    config
-        A YAML file, or a preset's name; given several times they are merged in order.
-    overrides
-        key=value laid on top.
     canary
         host:port that must not be reached. Without it the API server where nothing here needs it, else the metrics port of the
         cluster's DNS: where that connects, this cluster does not enforce network policies.
@@ -110,6 +98,24 @@ def netcheck(
     elif unknown:
         print("A canary did not tell: name one with --canary that listens for certain, and that nothing here needs.")
     return 0 if all(each.is_good for each in checked) else 1
+
+
+def privileges(*, config: Config, overrides: Overrides = None, format: Literal["text", "json"] = "text") -> int:
+    """Try to read, from here, what this configuration reads of others' files, and say what it takes. Exit status 1 where that is more.
+
+    Parameters
+    ----------
+    format
+        Text for people or JSON for programs, as `/status` has it.
+    """
+    import json
+
+    from lockgate.lockdown.privileges import look
+
+    configuration = load(config, overrides)
+    found = look([each.settings for each in configuration.used()], [need for _, need in configuration.needs()])
+    print(json.dumps(found.status(), indent=2) if format == "json" else "\n".join(text for _, text in found.lines()))
+    return 0 if found.is_enough else 1
 
 
 def _warn(warnings: list[str]) -> None:

@@ -160,9 +160,8 @@ def _fates(fates: dict[str, Any]) -> str:
         parts.append(_pending(fates))
     if fates["rejected"]:
         parts.append(_rejected(fates["rejected"]))
-    if fates["damaged"]:
-        parts.append(f"{fates['damaged']:,} damaged in the queue, and read again")
-    return f"{fates['queued']:,} records = " + " + ".join(parts)
+    again = f" (besides, {fates['damaged']:,} damaged in the queue and given back, to be read again)" if fates["damaged"] else ""
+    return f"{fates['queued']:,} records = " + " + ".join(parts) + again
 
 
 def _pending(fates: dict[str, Any]) -> str:

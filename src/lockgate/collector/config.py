@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lockgate.batch import Signal
 from lockgate.collector.components import UnusableComponent, any_installed, find, known
@@ -24,6 +24,7 @@ from lockgate.kit.settings import Settings, nearest, validate
 from lockgate.kit.units import Duration
 from lockgate.lockdown.interpreter import interpreter_needs
 from lockgate.lockdown.sandbox import Mode, is_shared
+from lockgate.net.address import split_endpoint
 from lockgate.net.trust import TrustSettings, under
 from lockgate.pipeline.contract import Component, Kind
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Read, followed, name_resolution
@@ -80,18 +81,25 @@ class MetricSettings(Settings):
 
     level: Literal["none", "basic", "normal", "detailed"] = "normal"
     """`none` serves no metrics; the other levels serve all of them (there are few, and of bounded cardinality)."""
-    readers: list[_Reader] = [_Reader()]
-    """Where they can be read; the first reader is served."""
+    readers: list[_Reader] = Field([_Reader()], max_length=1)
+    """Where they can be read: one place, or none."""
     address: str = ""
     """host:port, as older collectors spell the reader; wins over `readers`."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, text: str) -> str:
+        if text:
+            split_endpoint(text)
+        return text
 
     def prometheus(self) -> PrometheusSettings | None:
         """Where to serve, if at all."""
         if self.level == "none" or not (self.readers or self.address):
             return None
         if self.address:
-            host, _, port = self.address.rpartition(":")
-            return PrometheusSettings(host=host.strip("[]"), port=int(port))
+            host, port = split_endpoint(self.address)
+            return PrometheusSettings(host=host, port=port)
         return self.readers[0].pull.exporter.prometheus
 
 
@@ -181,9 +189,8 @@ class Configuration:
         names = dict.fromkeys((Kind.EXTENSION, id) for id in self.service.extensions)
         for pipeline in self.pipelines:
             for kind, id in _references(pipeline):
-                kinds = [k for k in ((kind, Kind.CONNECTOR) if kind is not Kind.PROCESSOR else (kind,)) if (k, id) in self.components]
-                names |= dict.fromkeys((k, id) for k in kinds)
-        return [self.components[name] for name in names]
+                names |= dict.fromkeys((k, id) for k in ((kind, Kind.CONNECTOR) if kind is not Kind.PROCESSOR else (kind,)))
+        return [self.components[name] for name in names if name in self.components]
 
     def behind(self, receiver: str) -> list[tuple[Pipeline, str]]:
         """The exporters that what this receiver (or connector) brings may reach, each with the pipeline that it is reached by."""
@@ -314,8 +321,7 @@ class _Check:
             self._extensions(service)
             self._trust(service.trust)
             configuration = Configuration(self.components, pipelines, service, self.files, tuple(self.warnings))
-            if not self.problems:
-                self._cycles(pipelines)
+            self._cycles(pipelines)
             self._ports(configuration)
         if self.problems:
             raise DocumentError(sorted(self.problems, key=_place))
@@ -466,7 +472,7 @@ class _Check:
             pipeline.id: [
                 other.id
                 for id in pipeline.exporters
-                if (Kind.CONNECTOR, id) in self.components
+                if (Kind.CONNECTOR, id) in self.defined
                 for other in pipelines
                 if id in other.receivers
             ]
@@ -489,15 +495,11 @@ class _Check:
 
     def _ports(self, configuration: Configuration) -> None:
         taken: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
-        try:
-            rows = configuration.needs()
-        except KeyError:
-            return  # a reference that does not resolve: already reported
-        for who, need in rows:
+        for who, need in configuration.needs():
             if not isinstance(need, Listen) or need.port == 0:
                 continue
             for other, host in taken[need.protocol, need.port]:
-                if host == need.host or _everywhere(host) or _everywhere(need.host):
+                if _meet(host, need.host):
                     path = tuple(who.split("/", 1)) if "/" in who else ("service", "telemetry", "metrics")
                     self._problem(path, f"port {need.port}/{need.protocol} is already used by {other}", "give one of them another port")
                     break
@@ -515,8 +517,9 @@ def _system_authorities() -> list[str]:
     return [str(FilePath(path).resolve()) for path in (paths.cafile, paths.capath) if path]
 
 
-def _everywhere(host: str) -> bool:
-    return host in ("", "0.0.0.0", "::", "[::]")
+def _meet(host: str, other: str) -> bool:
+    hosts = {host.strip("[]"), other.strip("[]")}
+    return len(hosts) == 1 or bool(hosts & {"", "0.0.0.0", "::"}) or ("localhost" in hosts and bool(hosts & {"127.0.0.1", "::1"}))
 
 
 def _nearest_type(kind: Kind, type_name: str) -> str:

@@ -22,6 +22,7 @@ from lockgate.collector.watchdog import Watchdog, watching
 from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.document import DocumentError
 from lockgate.kit.metrics import Metrics
+from lockgate.lockdown.privileges import Privileges, look
 from lockgate.lockdown.sandbox import Sandbox, enter
 from lockgate.pipeline.needs import is_covered
 
@@ -47,12 +48,19 @@ class Program:
         self.metrics = Metrics()
         self.last_reload: dict[str, Any] = {}
         """Its outcome, time and reasons, as `/status` shows them; empty before the first."""
-        self.host = ProgramHost(self.clock, {"sandbox": (sandbox or Sandbox()).status, "reload": lambda: self.last_reload})
+        self._privileges: Privileges | None = None
+        facts = {
+            "sandbox": (sandbox or Sandbox()).status,
+            "reload": lambda: self.last_reload,
+            "privileges": lambda: self._privileges.status() if self._privileges else {},
+        }
+        self.host = ProgramHost(self.clock, facts)
         self._wake = asyncio.Event()
         self._load, self._wants_reload = load or (lambda: configuration), False
         self._seen = _stamps(configuration.files)
         """Of the files, as they were when they were read."""
         self._looking: asyncio.Task[None] | None = None
+        self._trying: asyncio.Future[None] | None = None
         self._granted = [need for _, need in configuration.needs()]
         """What this process was started with; it can have no more."""
         self.assembly = Assembly(configuration, self.host, self.metrics, self.clock, self._wake.set)
@@ -77,6 +85,7 @@ class Program:
             watchdog = Watchdog(lambda: self.host.components, self.metrics, self.clock, log)
             async with watching(watchdog, self.clock):
                 self.host.service.block("not everything is started yet")
+                self._try_privileges()
                 await self.assembly.start()
                 self.host.service.clear()
                 async with giving_back(self.clock, self.host.executor):
@@ -95,8 +104,8 @@ class Program:
                 log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
         finally:
             stopping.cancel()
-            if self._looking is not None:
-                self._looking.cancel()
+            for task in filter(None, (self._looking, self._trying)):
+                task.cancel()
             try:
                 await self.assembly.leave(max(0.0, stop_by[0] - loop.time()) if stop_by else self._drain_seconds)
             finally:
@@ -111,6 +120,22 @@ class Program:
     @property
     def _drain_seconds(self) -> float:
         return self.configuration.service.shutdown_timeout
+
+    def _try_privileges(self) -> None:
+        """Beside everything else: a disk that does not answer must not hold up more than itself."""
+
+        async def try_them() -> None:
+            used = [configured.settings for configured in self.configuration.used()]
+            try:
+                self._privileges = await self._in_thread(look, used, [need for _, need in self.configuration.needs()])
+            except Exception:  # it only reports
+                log.exception("cannot try what this process may read; a bug")
+            else:
+                for level, text in self._privileges.lines():
+                    if self._privileges.has_readers or level > logging.INFO:
+                        log.log(level, "%s", text)
+
+        self._trying = asyncio.ensure_future(try_them())
 
     def _extent(self) -> str:
         return f"{len(self.host.components)} components in {len(self.configuration.pipelines)} pipelines"
@@ -168,6 +193,7 @@ class Program:
             if (telemetry.logs, telemetry.resource) != (before.logs, before.resource):
                 set_up_logging(telemetry.logs, telemetry.resource)
             self._follow_files()
+            self._try_privileges()
             self._tell("applied", [], f"the configuration is applied: {self._extent()}")
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -69,15 +70,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "none is known here"
 
 
+_IN_YAMLS_WORDS = {
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "input should be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "input should be a mapping"),
+    "too_short": "must not be empty",
+}
+"""What pydantic says of Python's types, by its name of the error."""
+
+
 def _problems(model: type[BaseModel], error: ValidationError, document: Document, path: Path) -> Iterator[Problem]:
-    for item in error.errors(include_url=False, include_input=False):
+    for item in error.errors(include_url=False):
         steps, inner = _resolve(model, item["loc"])
         at = (*path, *steps)
-        mark, message, mend = document.mark(at), item["msg"], ""
+        mark, message, mend = document.mark(at), _IN_YAMLS_WORDS.get(item["type"], item["msg"]), ""
         if item["type"] == "extra_forbidden":
             message, mend = "unknown key", nearest(str(steps[-1]), _keys(inner)) if inner else ""
         elif item["type"] == "missing":
             message = "missing; it has no default"
+        elif item["type"] == "literal_error":
+            near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+            mend = near if near.startswith("did") else ""  # the message has named them all
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
         yield Problem(mark, at, message[:1].lower() + message[1:] if message[:2].istitle() else message, mend)

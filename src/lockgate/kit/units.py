@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 _DURATION = re.compile(r"([+-]?)((?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+)")
 _DURATION_PART = re.compile(r"([0-9.]+)([^0-9.]+)")
@@ -52,8 +52,8 @@ def parse_size(text: object) -> int:
     return int(float(match[1]) * _SIZE_BYTES[match[2].lower()])
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
-"""Seconds, written as a Go duration."""
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0), PlainSerializer(format_duration)]
+"""Seconds, written as a Go duration; not negative."""
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 """Bytes, written with or without a unit."""

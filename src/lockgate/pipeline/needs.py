@@ -52,11 +52,13 @@ class Write:
     """Creates, reads, replaces and deletes files at or under this directory (or writes this one file).
 
     `create` are the permissions with which the directory may be made at start; None leaves it to the component to refuse a missing one.
+    `lasting`: what is written must be found there after a restart.
     """
 
     path: str
     reason: str
     create: int | None = None
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,15 @@ class Kubernetes:
 
 
 Need = Listen | Connect | Read | Write | Exec | Kubernetes
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What the kernel said just now when a file of somebody else's, or a directory, was opened to be read, or listed."""
+
+    path: str
+    is_directory: bool
+    error: OSError | None = None
 
 
 def followed(path: str, reason: str) -> Iterator[Read]:
@@ -176,6 +187,14 @@ class ComponentSettings(Settings):
         """What running with these settings opens. The default asks every nested part; whoever opens something itself adds to that."""
         for value in self.__dict__.values():
             yield from _needs_of(value)
+
+    def try_reading(self) -> Iterator[Tried]:
+        """Of a component that reads what belongs to others: tries what is there and would be read, as far as it is asked to.
+
+        Opens and closes, follows links as the component does, and leaves out what is gone meanwhile; a declared place that does not
+        exist is a FileNotFoundError. Blocks: for a thread.
+        """
+        yield from ()
 
     def extensions(self) -> Iterator[tuple[KeyPath, str]]:
         """(where, id) of each extension that these settings name; whoever has such a field adds it."""

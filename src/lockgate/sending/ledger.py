@@ -1,8 +1,8 @@
 """The ledger: what receivers say of their files and queues of their accounts, put together, by container and as a whole.
 
 For each source and queue: lines read = records + joined + filtered + waiting to be joined, of what was read; and records queued =
-delivered + pending + rejected (+ damaged, which is read again). Nothing is counted for it in memory alone where the queue is on disk: it
-follows from the positions and the queue's accounts, which survive a kill together.
+delivered + pending + rejected. What a damaged queue gave back is in neither until it is read again. Nothing is counted for it in memory
+alone where the queue is on disk: it follows from the positions and the queue's accounts, which survive a kill together.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Fates(msgspec.Struct):
     pending: int
     rejected: dict[str, int]
     damaged: int
-    """Given back to the receiver, to be read and queued again."""
+    """Given back to the receiver, to be read and queued again: none of those that were `queued`."""
     pending_seconds: float | None
     """How long there has always been something pending: nothing waits longer."""
     pending_bytes: int | None = None
@@ -263,7 +263,8 @@ def _queue(now: int, queue: Bookkeeper, accounts: Mapping[str, Account]) -> Queu
 
 def _fates(now: int, share: Share) -> Fates:
     rejected = {reason: records for reason, records in share.rejected.items() if records}
-    return Fates(share.queued, share.delivered, share.pending, rejected, share.damaged, _seconds(now, share.since_unix_nano))
+    since = _seconds(now, share.since_unix_nano)
+    return Fates(share.queued - share.damaged, share.delivered, share.pending, rejected, share.damaged, since)
 
 
 def _seconds(now: int, time_unix_nano: int) -> float | None:

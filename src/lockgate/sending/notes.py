@@ -30,7 +30,7 @@ class Share(msgspec.Struct, array_like=True):
     queued: int = 0
     delivered: int = 0
     damaged: int = 0
-    """Given back to the receiver, which queues them again where it can still read them."""
+    """Given back to the receiver, which reads and queues them again, or calls them lost."""
     rejected: dict[str, int] = msgspec.field(default_factory=dict)
     """By reason: one of `REASONS`."""
     since_unix_nano: int = 0
@@ -50,13 +50,15 @@ class Share(msgspec.Struct, array_like=True):
             self.rejected[reason] = self.rejected.get(reason, 0) + records
 
 
-REASONS = ("refused", "partial", "expired", "not retried")
-"""Why records were rejected."""
+DAMAGED = "damaged"
+REASONS = ("refused", "partial", "expired", "not retried", DAMAGED)
+"""Why records were rejected. Those of clients are, where the queue lost them: nobody can read them again."""
 
 
 class Account(msgspec.Struct, array_like=True):
     """One source's counts since the journal first heard of it: lines and records as its receiver gave them with `Origin`.
 
+    What a queue lost and gave back is not among the lines, nor the records: what becomes of it is counted when it is read again.
     Under the source `OWNER:=GROUP` is what is left of sources of that group that the receiver `OWNER` knows no more; under `OWNER:` that of
     groups of which it knows none; under `OWNER:?` what was dropped on the way from batches of several sources, if nobody said of which: it
     counts as records of these, so here are as many less. Under the empty one are batches without origins, and rejections that no source can
@@ -351,6 +353,8 @@ class Knowledge:
         return Ranges(span for ranges in self.done.values() for span in ranges.missing(start, end))
 
     def _queue(self, sequence: int, record: QueuedRecord, time_unix_nano: int) -> None:
+        if self.noted.reach(sequence) > sequence:  # a block of notes that stands at another place as well
+            return
         self.noted.add(sequence, sequence + 1)
         for source, start, end, lines, records, filtered in record.origins or [("", 0, 0, 0, record.items, 0)]:
             if start < end:
@@ -393,22 +397,33 @@ class Knowledge:
             waiting = [name for name in self.done if not self.is_done(name, sequence)]
             for at in range(0, len(record.ids), ID_BYTES):
                 self._ids.pop(record.ids[at : at + ID_BYTES], None)  # else what is sent again would be taken for a repetition
-            for source, start, end, _, records, _ in record.origins or [("", 0, 0, 0, record.items, 0)]:
-                if start < end and waiting:
+            for source, start, end, lines, records, filtered in (record.origins or [("", 0, 0, 0, record.items, 0)]) if waiting else ():
+                if start < end:
                     if (ranges := self._durable.get(source)) is not None:
                         ranges.remove(start, end)
                     self._lost.setdefault(source, Ranges()).add(start, end)
+                if source:
+                    self._account(source).add(Account(-lines, -records, {}, -filtered))
                 for name in waiting:
-                    self._share(source, name).damaged += records
+                    share = self._share(source, name)
+                    if source:
+                        share.damaged += records
+                    else:
+                        share.rejected[DAMAGED] = share.rejected.get(DAMAGED, 0) + records
+                    if not share.pending:
+                        share.since_unix_nano = 0
         for ranges in self.done.values():
             for span in entry.sequences:
                 ranges.add(*span)
 
+    def _account(self, source: str) -> Account:
+        if (account := self._accounts.get(source)) is not None:
+            return account
+        # Folded since it was queued.
+        return self._accounts.setdefault(f"{_owner(source)}:" if source else "", Account())
+
     def _share(self, source: str, reader: str) -> Share:
-        account = self._accounts.get(source)
-        if account is None:  # folded since it was queued
-            account = self._accounts.setdefault(f"{_owner(source)}:" if source else "", Account())
-        return account.shares.setdefault(reader, Share())
+        return self._account(source).shares.setdefault(reader, Share())
 
     def _fold(self, owner: str, source: str) -> None:
         """Adds an account that nothing is pending of to that of its group, and a group's to the owner's remainder."""
@@ -423,13 +438,11 @@ class Knowledge:
 
 
 def observe_lines(metrics: Metrics, knowledge: Knowledge, owner: str, **labels: str) -> None:
-    """The receiver's lines, by what became of them: those of all its files, in one series for each fate."""
+    """The receiver's lines, by what became of them: those of all its files, in one series for each fate. What is given back goes off."""
 
     def observe(fate: str, read: Callable[[Account], int]) -> None:
         text = "lines that came to this queue: records, joined into others, or filtered on the way"
-        metrics.observe(
-            "lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), kind="counter", receiver=owner, fate=fate, **labels
-        )
+        metrics.observe("lockgate_ledger_lines", text, lambda: read(knowledge.total(owner)), receiver=owner, fate=fate, **labels)
 
     observe("record", lambda account: account.records)
     observe("joined", lambda account: account.joined)

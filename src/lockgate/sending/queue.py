@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class Inbox:
         return True
 
 
-class Room:
+class Room(ABC):
     """Room in a queue, first come first in: a small batch does not overtake a large one that waits."""
 
     def __init__(self) -> None:
@@ -148,13 +149,13 @@ class Room:
             return
         self._account(batch, 1)
 
+    @abstractmethod
     def _lacks(self, batch: Batch) -> str:
         """Why this batch must wait; empty where it need not. One larger than the whole queue gets in alone: it would wait for ever."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _account(self, batch: Batch, sign: int) -> None:
         """It is in (1), or out (-1)."""
-        raise NotImplementedError
 
     def _admit(self) -> None:
         while self._room and (self._room[0][1].done() or not self._lacks(self._room[0][0])):

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import re
+import stat
 import struct
 import sys
 from collections.abc import Iterable
@@ -94,7 +95,7 @@ class Discovery:
         self._by_watch: dict[int, tuple[str, ...]] = {}
         # One directory may be reached by several paths, and has one watch.
         self.missing: set[str] = set()
-        """Roots that do not exist yet."""
+        """Roots that do not exist yet, or cannot be seen."""
         self.unwatched = ""
         """Why inotify does not (fully) work here; empty where it does."""
         self._inotify: INotify | None = None
@@ -117,14 +118,25 @@ class Discovery:
     def scan(self) -> None:
         """Look at everything."""
         for root in self._patterns.roots:
-            if root not in self._directories and not os.path.isdir(root):
-                self.missing.add(root)
+            if root not in self._directories and not self._is_there(root):
                 continue
             self.missing.discard(root)
             if root not in self._directories:
                 self._enter(root, self._patterns.start(root))
         for path in list(self._directories):
             self._list(path)
+
+    def _is_there(self, root: str) -> bool:
+        """Whether this root is a directory, and tells why it is not."""
+        try:
+            if stat.S_ISDIR(os.stat(root).st_mode):
+                return True
+        except PermissionError as error:  # hidden by a directory in the way
+            self._report.unreadable(root, error)
+        except OSError:
+            pass
+        self.missing.add(root)
+        return False
 
     def rescan(self, paths: Iterable[str]) -> None:
         """Look at these directories again."""

@@ -282,8 +282,8 @@ class Rounds:
             self._status.block(f"{len(problems) - len(self._named)} more files or directories cannot be read", "unreadable")
         else:
             self._status.clear("unreadable")
-        if self._tailer.missing:
-            self._status.block(f"waiting for {', '.join(sorted(self._tailer.missing))} to exist", "missing")
+        if missing := sorted(self._tailer.missing - problems.keys()):
+            self._status.block(f"waiting for {', '.join(missing)} to exist", "missing")
         else:
             self._status.clear("missing")
         if self._tailer.waiting_files:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from support.faults import Figures
+from support.faults.accounts import settled_faults
 from support.faults.kubelet import body
 from support.faults.laboratory import memory_bytes
 from support.faults.sink import Sink
@@ -20,9 +21,12 @@ exporters:
     endpoint: "{url}"
     sending_queue: {{storage: file_storage, queue_size: 1000000, max_disk_bytes: 20GiB}}
     retry_on_failure: {{initial_interval: 50ms, max_interval: 1s}}
-extensions: {{health_check: {{}}, file_storage: {{directory: "{state}", create_directory: true}}}}
+extensions:
+  health_check: {{}}
+  file_storage: {{directory: "{state}", create_directory: true}}
+  ledger: {{endpoint: "127.0.0.1:0", state_directory: "{state}"}}
 service:
-  extensions: [health_check, file_storage]
+  extensions: [health_check, file_storage, ledger]
   pipelines: {{logs: {{receivers: [filelog], exporters: [otlphttp]}}}}
 """
 
@@ -44,7 +48,7 @@ def play(directory: Path, *, gigabytes: float, files: int = 4, outage: bool = Fa
     lines, size = files * blocks * BLOCK_LINES, files * blocks * len(_block())
     with Sink() as sink:
         sink.refuses = outage
-        role = Role(directory / "role", CONFIG.format(logs=logs, url=sink.url, state=directory / "state"), expect_ready=False)
+        role = Role(directory / "role", CONFIG.format(logs=logs, url=sink.url, state=directory / "role" / "state"), expect_ready=False)
         with role:
             began, most, first, queued_mb = time.monotonic(), 0, memory_bytes(role), 0
             if outage:
@@ -60,12 +64,14 @@ def play(directory: Path, *, gigabytes: float, files: int = 4, outage: bool = Fa
                 time.sleep(0.5)
             took = time.monotonic() - began
             wait_until(lambda: role.metrics()["otelcol_exporter_queue_size"] == 0, what="an empty queue")
+            faults = settled_faults(role, {"": dict.fromkeys(("read", "records", "delivered"), lines)})
             cpu = role.metrics()["otelcol_process_cpu_seconds"]
         return Figures(
             gigabytes=round(size / 1e9, 2),
             lines=lines,
             received=sink.records,
             lost=lines - sink.records,
+            ledger_faults=len(faults),
             seconds=round(took, 1),
             lines_per_second=round(lines / took),
             cpu_seconds=round(cpu, 1),

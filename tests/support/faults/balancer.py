@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+
+from lockgate.batch import Part, Signal, count_records
+from lockgate.net.batch_ids import parts_in
+from lockgate.net.compression import decompress
+from support.served import LIMIT, Served
 
 _REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n"
 
@@ -27,17 +29,20 @@ class Chances:
     """The server gets half of the body, then both connections are closed."""
 
 
-class Balancer:
+class Balancer(Served):
     """`with Balancer(ports, dice) as balancer:` listens on `balancer.port` in a thread; during an `outage` it closes every connection."""
 
     def __init__(self, targets: Sequence[int], dice: random.Random, chances: Chances | None = None) -> None:
+        super().__init__()
         self.targets, self.chances = list(targets), chances or Chances()
         self.outage = False
         self.seen: Counter[str] = Counter()
         """Of requests: forwarded, refused, answer_lost, cut, unreachable, outage; and `answered STATUS`."""
         self.taken: Counter[str] = Counter()
         """How often each batch id reached a server whole and was answered 200, whether or not its client heard of it."""
-        self.port = 0
+        self.given: dict[int, dict[str, int]] = {port: {} for port in targets}
+        """By target, the records of each batch that it answered 200; and (below) of each that it got whole, whatever it answered."""
+        self.offered: dict[int, dict[str, int]] = {port: {} for port in targets}
         self._dice = dice
         self._turn = 0
 
@@ -50,7 +55,7 @@ class Balancer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             while (answer := await self._exchange(reader)) is not None:
                 writer.write(answer)
@@ -72,7 +77,7 @@ class Balancer:
         if (connected := await self._connect()) is None:
             self.seen["unreachable"] += 1
             return None
-        server, upstream = connected
+        port, server, upstream = connected
         try:
             if is_cut:
                 self.seen["cut"] += 1
@@ -80,6 +85,8 @@ class Balancer:
                 await upstream.drain()
                 return None
             self.seen["forwarded"] += 1
+            records = _records(head, request[-_length(head) :])
+            self.offered[port] |= records
             upstream.write(request)
             await upstream.drain()
             answer = await server.readuntil(b"\r\n\r\n")
@@ -90,46 +97,19 @@ class Balancer:
         self.seen[f"answered {status}"] += 1
         if status == "200":
             self.taken[_header(head, b"x-lockgate-batch-id")] += 1
+            self.given[port] |= records
         if self._dice.random() < self.chances.answer_lost:
             self.seen["answer_lost"] += 1
             return None
         return answer
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def _connect(self) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter] | None:
         for _ in self.targets:
             self._turn += 1
+            port = self.targets[self._turn % len(self.targets)]
             with suppress(OSError):
-                return await asyncio.open_connection("127.0.0.1", self.targets[self._turn % len(self.targets)], limit=1 << 20)
+                return port, *await asyncio.open_connection("127.0.0.1", port, limit=LIMIT)
         return None
-
-    def __enter__(self) -> Self:
-        started = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-
-        async def main() -> None:
-            server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
-            self.port = server.sockets[0].getsockname()[1]
-            started.set()
-            await self._stop.wait()
-            server.close()
-            connections = asyncio.all_tasks() - {asyncio.current_task()}
-            for connection in connections:
-                connection.cancel()
-            await asyncio.gather(*connections, return_exceptions=True)
-
-        def run() -> None:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                runner.run(main())
-
-        self._thread = threading.Thread(target=run, name="balancer")
-        self._thread.start()
-        assert started.wait(10)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
 
 
 def _header(head: bytes, name: bytes) -> str:
@@ -142,3 +122,14 @@ def _header(head: bytes, name: bytes) -> str:
 
 def _length(head: bytes) -> int:
     return int(_header(head, b"content-length") or 0)
+
+
+def _records(head: bytes, body: bytes) -> dict[str, int]:
+    """How many records are in this request, by the id of the batch, or of each batch that was merged into it."""
+    payload = decompress(body, _header(head, b"content-encoding"), 1 << 28)
+    parts = parts_in(_header(head, b"x-lockgate-batch-parts"), len(payload))
+    counts, at = dict[str, int](), 0
+    for part in parts or [Part(_header(head, b"x-lockgate-batch-id"), len(payload))]:
+        counts[part.id] = count_records(Signal.LOGS, payload[at : at + part.size])
+        at += part.size
+    return counts

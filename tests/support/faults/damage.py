@@ -11,8 +11,10 @@ from pathlib import Path
 
 from lockgate.batch import Batch
 from lockgate.kit.ranges import Ranges
+from lockgate.sending.segments import Journal
 from support.backend import Backend, bodies_of
 from support.faults import Figures, queues
+from support.faults.accounts import settled_faults
 from support.otlp import log_batch, post_logs
 from support.process import Role, free_port, wait_until
 
@@ -25,9 +27,12 @@ exporters:
     endpoint: "{url}"
     sending_queue: {{storage: file_storage, num_consumers: 3, max_disk_bytes: 1MiB}}
     retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}
-extensions: {{health_check: {{}}, file_storage: {{directory: "{state}", create_directory: true}}}}
+extensions:
+  health_check: {{}}
+  file_storage: {{directory: "{state}", create_directory: true}}
+  ledger: {{endpoint: "127.0.0.1:0", state_directory: "{state}"}}
 service:
-  extensions: [health_check, file_storage]
+  extensions: [health_check, file_storage, ledger]
   pipelines: {{logs: {{receivers: [filelog, otlp], exporters: [otlphttp]}}}}
 """
 
@@ -41,6 +46,8 @@ class Remains:
     lines: list[str]
     delivered: set[str]
     """Bodies."""
+    given: int
+    """How many batches clients gave it, of one record each."""
     batches: dict[str, Batch]
     """What its queue holds, undamaged."""
     places: dict[str, tuple[int, int, int]]
@@ -87,7 +94,7 @@ def leave(directory: Path, dice: random.Random, *, batches: int = 60) -> Remains
             places[batch.id] = ref.segment, ends.get(ref.segment, 0), ref.end
             ends[ref.segment] = ref.end
     journal.close()
-    return Remains(state, log, lines, delivered, found, places)
+    return Remains(state, log, lines, delivered, batches, found, places)
 
 
 @dataclass(frozen=True)
@@ -138,8 +145,9 @@ def play(directory: Path, seed: int, *, rounds: int) -> Figures:
     print("seed", seed, flush=True)
     dice = random.Random(seed)
     remains = leave(directory, dice)
+    figures = Figures(seed=seed, rounds=rounds, waiting_batches=len(remains.batches))
     names = ("damaged", "quarantined", "read_again", "positions_lost", "repeated", "lost_beyond_damage", "uncounted", "invented", "broken")
-    figures = Figures(seed=seed, rounds=rounds, waiting_batches=len(remains.batches), **dict.fromkeys(names, 0))
+    figures |= dict.fromkeys((*names, "ledger_faults"), 0)
     figures |= dict.fromkeys((*(f"of_{kind}" for kind in KINDS), "in_segment", "in_notes", "in_positions"), 0)
     target = directory / "target"
     for number in range(rounds):
@@ -183,30 +191,53 @@ def _check(state: Path, remains: Remains, done: Damage, figures: Figures) -> lis
         faults.append(f"{len(missing)} batches are gone, {found.damaged} are counted")
     if missing and done.kind != "cut" and not found.quarantined_bytes:
         faults.append("nothing was put into quarantine")
-    skipped = queues.not_read_again(state, journal)
-    if skipped is None:
+    kept = _kept(state, journal, remains)
+    if kept is None:
         figures["positions_lost"] += 1
     else:
-        (ranges,) = skipped.values() if skipped else [Ranges()]
         there = remains.delivered | {body for batch in found.batches.values() for body in bodies_of(batch.copy_message())}
-        spans = remains.line_spans()
-        kept = {line for line, _, end in spans if ranges.reach(end - 1) > end - 1}
-        figures["read_again"] += len(spans) - len(kept)
+        figures["read_again"] += len(remains.lines) - len(kept)
         if lost := kept - there:
             figures["lost_beyond_damage"] += len(lost)
             faults.append(f"neither in the queue nor to be read again: {sorted(lost)[:3]} of {len(lost)}")
-    journal.append([log_batch("after", id="after")])
-    journal.close()
-    journal = queues.open_queue(state)
-    again = queues.drain(journal, settles=True)
-    journal.close()
-    if again.batches.keys() != found.batches.keys() | {"after"}:
-        faults.append(f"another start finds {sorted(again.batches.keys() ^ (found.batches.keys() | {'after'}))[:5]}")
-    journal = queues.open_queue(state)
-    if journal.readers[queues.READER].unread.records:
-        faults.append("what was delivered came back")
-    journal.close()
+    if wrong := _ledger_faults(journal, remains, found):
+        figures["ledger_faults"] += 1
+        faults += wrong
+    faults += queues.goes_on(state, journal, found)
     return faults
+
+
+def _ledger_faults(journal: Journal, remains: Remains, found: queues.Found) -> list[str]:
+    """Lines count once, until they are given back, and a client's records are lost where nobody else has them."""
+    there = [body for batch in found.batches.values() for body in bodies_of(batch.copy_message())]
+    waiting = Counter(body.split()[0] for body in there)
+    back = len(_lost(journal, remains))
+    faults = []
+    for owner, word, records, rejected in (
+        (queues.RECEIVER, "line", len(remains.lines) - back, 0),
+        ("", "batch", remains.given, sum(id.startswith("given-") for id in remains.batches) - waiting["batch"]),
+    ):
+        account = journal.knowledge.total(owner)
+        share = account.shares[queues.READER]
+        wanted = (records * bool(owner), records, records, records - waiting[word] - rejected, waiting[word], rejected)
+        told = (account.lines, account.records, share.queued - share.damaged, share.delivered, share.pending, sum(share.rejected.values()))
+        if told != wanted:
+            faults.append(f"the ledger says (lines, records, queued, delivered, pending, rejected) of {word}s {told}, and it is {wanted}")
+    return faults
+
+
+def _kept(state: Path, journal: Journal, remains: Remains) -> set[str] | None:
+    """The lines that are not to be read again; None where all are, because nobody knows."""
+    if (skipped := queues.not_read_again(state, journal)) is None:
+        return None
+    (ranges,) = skipped.values() if skipped else [Ranges()]
+    return {line for line, _, end in remains.line_spans() if ranges.reach(end - 1) > end - 1}
+
+
+def _lost(journal: Journal, remains: Remains) -> set[str]:
+    """The lines that are given back."""
+    ranges = journal.knowledge.held(queues.RECEIVER).lost.values()
+    return {line for line, _, end in remains.line_spans() if any(each.reach(end - 1) > end - 1 for each in ranges)}
 
 
 def _touches(done: Damage, segment: int, start: int, end: int) -> bool:
@@ -218,6 +249,7 @@ def play_roles(directory: Path, seed: int, *, rounds: int, damages: int = 1) -> 
     print("seed", seed, flush=True)
     dice = random.Random(seed)
     figures = Figures(seed=seed, rounds=rounds, damaged=0, quarantined=0, lines=0, lost=0, repeated=0, given=0, given_damaged=0)
+    figures["ledger_faults"] = 0
     for number in range(rounds):
         place = directory / str(number)
         remains = leave(place, dice, batches=30)
@@ -226,7 +258,9 @@ def play_roles(directory: Path, seed: int, *, rounds: int, damages: int = 1) -> 
             done = damage(remains.state, dice)
             kinds[done.path.suffix] += 1
         with Backend() as backend:
-            with Role(place / "role", CONFIG.format(log=remains.log, port=free_port(), url=backend.url, state=remains.state)) as role:
+            reads = _reads(remains, place / "copy")
+            config = CONFIG.format(log=remains.log, port=free_port(), url=backend.url, state=remains.state)
+            with Role(place / "role", config, {"LOCKGATE_STATE": str(remains.state)}) as role:
                 all_lines = set(remains.lines)
                 try:
                     wait_until(lambda: remains.delivered | set(backend.bodies()) >= all_lines, 15, "every line")  # noqa: B023
@@ -235,10 +269,13 @@ def play_roles(directory: Path, seed: int, *, rounds: int, damages: int = 1) -> 
                 wait_until(lambda: role.metrics()["otelcol_exporter_queue_size"] == 0, what="an empty queue")
                 wait_until(lambda: role.get("/ready")[0] == 200, what="ready")
                 metrics = role.metrics()
-            bodies = backend.bodies()
+                bodies = backend.bodies()
+                given = {id for id in remains.batches if id.startswith("given-")}
+                arrived = {f"given-{body.split()[1]}" for body in bodies if body.startswith("batch ")}
+                known = {"": dict.fromkeys(("read", "records", "delivered"), reads)}
+                here = range(remains.given, remains.given + 1)
+                figures["ledger_faults"] += len(settled_faults(role, known, here, len(given - arrived)))
         lines = Counter(body for body in bodies if body.startswith("line "))
-        given = {id for id in remains.batches if id.startswith("given-")}
-        arrived = {f"given-{body.split()[1]}" for body in bodies if body.startswith("batch ")}
         figures["damaged"] += int(metrics["lockgate_queue_damaged_records"])
         figures["quarantined"] += int(metrics["lockgate_queue_quarantined_bytes"])
         figures["lines"] += len(remains.lines)
@@ -248,3 +285,15 @@ def play_roles(directory: Path, seed: int, *, rounds: int, damages: int = 1) -> 
         figures["given_damaged"] += len(given - arrived)
         shutil.rmtree(place)
     return figures
+
+
+def _reads(remains: Remains, copy: Path) -> int:
+    """How often a line of the file will have been read that nobody gave back: each once, and again what no position tells of."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(remains.state, copy)
+    journal = queues.open_queue(copy)
+    queues.drain(journal)
+    kept = _kept(copy, journal, remains) or set()
+    back = _lost(journal, remains)
+    journal.close()
+    return len(remains.lines) + len(set(remains.lines) - kept - back)

@@ -19,6 +19,7 @@ from lockgate.kube.resources import NAMESPACES, PODS
 from lockgate.net.access import NotRunning
 from lockgate.sample.kubernetes_store import ObjectStore
 from support.faults import Figures
+from support.faults.accounts import settled_faults
 from support.faults.balancer import Balancer, Chances
 from support.faults.kubelet import PodLog, Pods, whole
 from support.kubernetes import pod, put, sample_in_thread
@@ -139,7 +140,32 @@ class Laboratory:
         senders = [role for name, role in self.roles.items() if name != "backend"]
         with contextlib.suppress(AssertionError):
             wait_until(lambda: all(_waiting(role) == 0 for role in senders), 20, "empty queues")
-        return self.books() | {"crashes": len(self.crashed), "own_faults": sum(_own_faults(role) for role in self.roles.values())}
+        books = self.books()
+        books |= {"crashes": len(self.crashed), "own_faults": sum(_own_faults(role) for role in self.roles.values())}
+        return books | {"ledger_faults": len(self.ledger_faults(lost=bool(books["lost"])))}
+
+    def ledger_faults(self, *, lost: bool = False) -> list[str]:
+        """What is wrong with the ledgers of the agent (each pod by what it wrote) and of each metadata replica (what went by on its wire).
+
+        `lost`: whether lines are missing in the backend; then they must be those that the agent's ledger calls lost.
+        """
+        known = {}
+        for log in self.pods.logs:
+            gone = self.missing(log) if lost else []
+            there = log.lines - len(gone)
+            known[log.name] = {
+                "read": there + log.parts,
+                "records": there,
+                "joined": log.parts,
+                "delivered": there,
+                "lost_bytes": sum(len(log.line_bytes(number)) for number in gone),
+            }
+        faults = settled_faults(self.roles["agent"], known)
+        for name, port in zip((name for name in self.roles if name.startswith("metadata-")), self._ports, strict=True):
+            # What a replica got and did not answer, because it was killed, it may have or not.
+            most = sum(self.front.offered[port].values())
+            faults += settled_faults(self.roles[name], {}, range(sum(self.front.given[port].values()), most + 1))
+        return faults
 
     def _lost(self) -> float:
         try:

@@ -74,7 +74,7 @@ def play_too_long(directory: Path, seed: int, *, lost_files: int = 2, lines_per_
         metrics = agent.metrics()
         missing = set(lab.missing(log))
         gone = {number for first, beyond in log.deleted_numbers for number in range(first, beyond)}
-        books = lab.books()
+        books = lab.books() | {"ledger_faults": len(lab.ledger_faults(lost=True))}
         return Figures(
             seed=seed,
             deleted_in_outage=log.deleted - deleted,

@@ -13,6 +13,7 @@ from typing import Self
 
 from support.backend import Backend
 from support.faults import Figures
+from support.faults.accounts import settled_faults
 from support.faults.laboratory import memory_bytes
 from support.process import Role, wait_until
 
@@ -24,9 +25,12 @@ exporters:
     timeout: 500ms
     sending_queue: {{storage: file_storage, num_consumers: 4, stalled_after: 1s}}
     retry_on_failure: {{initial_interval: 20ms, max_interval: 100ms}}
-extensions: {{health_check: {{}}, file_storage: {{directory: "{state}", create_directory: true}}}}
+extensions:
+  health_check: {{}}
+  file_storage: {{directory: "{state}", create_directory: true}}
+  ledger: {{endpoint: "127.0.0.1:0", state_directory: "{state}"}}
 service:
-  extensions: [health_check, file_storage]
+  extensions: [health_check, file_storage, ledger]
   pipelines: {{logs: {{receivers: [filelog], exporters: [otlphttp]}}}}
 """
 
@@ -169,8 +173,8 @@ def play(directory: Path, behaviour: str, *, seconds: float = 2.5, lines: int = 
     directory.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(lines)))
     with Backend() as backend, Wedged(behaviour) as wedged, Switch(backend.port) as switch:
-        text = CONFIG.format(log=log, port=switch.port, state=directory / "state")
-        with Role(directory / "role", text) as role:
+        state = directory / "role" / "state"  # where a role's own is
+        with Role(directory / "role", CONFIG.format(log=log, port=switch.port, state=state)) as role:
             wait_until(lambda: backend.bodies(), what="delivery")
             wait_until(lambda: role.metrics()["otelcol_exporter_queue_size"] == 0, what="an empty queue")
             before = memory_bytes(role)
@@ -192,6 +196,7 @@ def play(directory: Path, behaviour: str, *, seconds: float = 2.5, lines: int = 
             took = time.monotonic() - switched
             wait_until(lambda: role.get("/ready")[0] == 200, what="ready again")
             bodies = backend.bodies()
+            faults = settled_faults(role, {"": dict.fromkeys(("read", "records", "delivered"), 3 * lines)})
         print(behaviour, "said:", *sorted(reasons), sep="\n  ")
         return Figures(
             behaviour=behaviour,
@@ -202,6 +207,7 @@ def play(directory: Path, behaviour: str, *, seconds: float = 2.5, lines: int = 
             more_memory_mb=(most - before) >> 20,
             goes_on_after_seconds=round(took, 1),
             lost=3 * lines - len(set(bodies)),
+            ledger_faults=len(faults),
         )
 
 

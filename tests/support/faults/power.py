@@ -318,16 +318,4 @@ def _check(state: Path, run: Recording, acknowledged: set[str], delivered: set[s
             faults.append(f"not to be read again, and gone: {sorted(lost)[:5]}")
         in_queue = {body for id in found.batches for body in run.bodies.get(id, ()) if body.startswith("line ")}
         figures["to_be_repeated"] += len(in_queue - lines)
-    # It goes on: what is written now is there at the next start, beside what was found, which is found again.
-    journal.append([log_batch("after", id="after")])
-    journal.close()
-    journal = queues.open_queue(state)
-    again = queues.drain(journal, settles=True)
-    journal.close()
-    if again.batches.keys() != found.batches.keys() | {"after"}:
-        faults.append(f"another start finds {sorted(again.batches.keys() ^ (found.batches.keys() | {'after'}))[:5]}")
-    journal = queues.open_queue(state)
-    if journal.readers[queues.READER].unread.records:
-        faults.append("what was delivered came back")
-    journal.close()
-    return faults
+    return faults + queues.goes_on(state, journal, found)

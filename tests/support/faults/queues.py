@@ -12,6 +12,7 @@ from lockgate.kit.ranges import Ranges
 from lockgate.sending.notes import Outcome
 from lockgate.sending.segments import Journal, Settlement
 from lockgate.tail.rounds import decode
+from support.otlp import log_batch
 
 QUEUE, POSITIONS, READER, RECEIVER = "queue~002Flogs", "receivers~002Ffilelog", "otlphttp", "filelog"
 LOG = logging.getLogger("faults")
@@ -58,6 +59,23 @@ def drain(journal: Journal, *, settles: bool = False) -> Found:
     found.damaged, found.torn_bytes, found.quarantined_bytes = journal.damaged_records, journal.torn_bytes, journal.quarantined_bytes
     found.given_back = journal.given_back()
     return found
+
+
+def goes_on(state: Path, journal: Journal, found: Found) -> list[str]:
+    """What is wrong where not: what is written now is there at the next start, beside what was found, which is found again. Closes it."""
+    faults = list[str]()
+    journal.append([log_batch("after", id="after")])
+    journal.close()
+    journal = open_queue(state)
+    again = drain(journal, settles=True)
+    journal.close()
+    if other := again.batches.keys() ^ (found.batches.keys() | {"after"}):
+        faults.append(f"another start finds, or does not find, {sorted(other)[:5]}")
+    journal = open_queue(state)
+    if journal.readers[READER].unread.records:
+        faults.append("what was delivered came back")
+    journal.close()
+    return faults
 
 
 def not_read_again(state: Path, journal: Journal) -> dict[str, Ranges] | None:

@@ -123,7 +123,7 @@ class _Reader:
                 if (file := self._open.get(_number(arguments))) is not None:
                     self._truncate(file, int(arguments.rpartition(",")[2], 0))
             case "truncate" | "fallocate" | "sync_file_range" | "link":
-                raise NotImplementedError(f"{call.name} is not modelled")
+                raise AssertionError(f"{call.name} is not modelled")
             case "rename" | "renameat" | "renameat2":
                 old, new = _strings(arguments)[:2]
                 if self._is_ours(new.decode()):

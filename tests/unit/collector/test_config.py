@@ -115,7 +115,9 @@ service:
     [
         pytest.param("receivers: {in: }", ["no service section: nothing would be started; add service.pipelines"], id="no-service"),
         pytest.param(GOOD.replace("logs:", "lgos:"), ["lgos is no signal; did you mean logs?"], id="signal"),
-        pytest.param(GOOD.replace("exporters: [out]", "exporters: []"), ["list should have at least 1 item"], id="no-exporter"),
+        pytest.param(
+            GOOD.replace("exporters: [out]", "exporters: []"), ["service.pipelines.logs.exporters: must not be empty"], id="no-exporter"
+        ),
         pytest.param(GOOD + "recievers: {}", ["unknown key; did you mean receivers?"], id="section"),
         pytest.param(GOOD.replace("[in]", "[in, in]"), ["in is named 2 times; name it once"], id="twice"),
         pytest.param(
@@ -166,12 +168,48 @@ service:
     assert any("pipelines form a cycle: logs/a -> logs/b -> logs/a" in problem for problem in problems_of(text))
 
 
+def test_cycles_and_ports_are_looked_at_where_other_things_are_wrong_too() -> None:
+    text = """
+receivers: {in: , in/2: , in/3: {host: 5, prt: 1}}
+connectors: {join: {wrong: 1}}
+exporters: {out: }
+service:
+  extensions: [none]
+  pipelines:
+    logs/a: {receivers: [in, in/2, in/3, join], exporters: [join, out, lost]}
+"""
+    found = problems_of(text)
+    assert len(found) == 6
+    assert any("pipelines form a cycle: logs/a -> logs/a" in problem for problem in found)
+    assert any("port 4000/tcp is already used by receivers/in" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "part"),
+    [
+        ("metrics: {address: 8888}", "'8888' is no host:port"),
+        ("metrics: {address: 'a:99999'}", "'a:99999' is no host:port"),
+        ("metrics: {readers: [{}, {}]}", "at most 1 item"),
+    ],
+)
+def test_own_metrics_that_could_not_be_served_are_refused(telemetry: str, part: str) -> None:
+    (problem,) = problems_of(GOOD.replace("service: {", f"service: {{telemetry: {{{telemetry}}}, "))
+    assert part in problem and problem.startswith("f.yaml:")
+
+
+def test_own_metrics_are_served_where_an_older_collectors_key_says() -> None:
+    service = good(GOOD.replace("service: {", "service: {telemetry: {metrics: {address: '[::1]:8889'}}, ")).service
+    served = service.telemetry.metrics.prometheus()
+    assert served is not None and (served.host, served.port) == ("::1", 8889)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "clash"),
     [
         ("127.0.0.1", "127.0.0.1", True),
         ("127.0.0.1", "", True),
         ("0.0.0.0", "127.0.0.1", True),
+        ("localhost", "127.0.0.1", True),
         ("127.0.0.1", "127.0.0.2", False),
     ],
 )

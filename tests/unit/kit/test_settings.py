@@ -73,7 +73,12 @@ CASES = [
     pytest.param(
         "http: {port: x}\nrules: 5\nzz: 1", ["f.yaml:1:8: http.port: ", "f.yaml:2:1: rules: ", "f.yaml:3:1: zz: unknown"], id="all-at-once"
     ),
-    pytest.param("rules: [{action: kep}]", ["f.yaml:1:10: rules[0].action: input should be 'keep' or 'drop'"], id="literal"),
+    pytest.param(
+        "rules: [{action: kep}]", ["f.yaml:1:10: rules[0].action: input should be 'keep' or 'drop'; did you mean keep?"], id="literal"
+    ),
+    pytest.param(
+        "http: 5\nrules: {}", ["f.yaml:1:1: http: input should be a mapping", "f.yaml:2:1: rules: input should be a list"], id="yamls-words"
+    ),
     pytest.param("[1]", ["f.yaml:1:1: "], id="not-a-mapping"),
 ]
 

@@ -8,6 +8,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,40 @@ def test_what_was_lost_is_lost_no_more_when_it_was_queued_again(tmp_path: Path) 
     again.append([a_batch(2)])
     assert lost(again) == [] and durable(again) == [(0, 3)]
     account = again.knowledge.accounts()["tail:file"]
-    assert (account.records, account.shares["out"]) == (1 + 2 + 3 + 3, Share(queued=9, damaged=3))
+    # What was given back and read again counts once.
+    assert (account.lines, account.records, account.shares["out"]) == (3 * 2, 1 + 2 + 3, Share(queued=1 + 2 + 3 + 3, damaged=3))
+
+
+def test_what_is_given_back_counts_for_none_and_a_clients_damage_is_a_rejection(tmp_path: Path) -> None:
+    journal = opened(tmp_path, "good", "dead")
+    entries = appended(journal, a_batch(1), a_batch(2), replace(a_batch(3), origins=()), replace(a_batch(4), origins=()))
+    settle(journal, entries[1:], "good")
+    journal.close()
+    files = files_of(tmp_path)
+    (name,) = (name for name in files if name.endswith(".segment"))
+    restore(tmp_path, files | {name: files[name][: entries[0][0].end] + b"x" * (len(files[name]) - entries[0][0].end)})
+    again = opened(tmp_path, "good", "dead")
+    accounts = again.knowledge.accounts()
+    of_file, of_clients = accounts["tail:file"], accounts[""]
+    # `good` has what it will get again; `dead` never got what the clients lost.
+    assert (of_file.lines, of_file.records) == (2, 2)
+    assert of_file.shares == {"good": Share(queued=2 + 3, delivered=3), "dead": Share(queued=2 + 3, damaged=3)}
+    assert of_clients.shares == {"good": Share(queued=4 + 5, delivered=4 + 5), "dead": Share(queued=4 + 5, rejected={"damaged": 4 + 5})}
+    again.append([a_batch(2)])
+    of_file = again.knowledge.accounts()["tail:file"]
+    assert (of_file.lines, of_file.records, of_file.shares["dead"].pending) == (2 * 2, 2 + 3, 2 + 3)
+
+
+def test_a_block_of_notes_that_stands_at_another_place_as_well_counts_once(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    settle(journal, appended(journal, *(a_batch(number) for number in range(4)))[:2])
+    told = journal.knowledge.accounts()
+    journal.close()
+    (notes,) = (path for path in (tmp_path / "queue").glob("*.notes") if path.name.endswith("2.notes"))
+    content = notes.read_bytes()
+    behind = content.index(b"\xf1LGN", content.index(b"\xf1LGN") + 1)
+    notes.write_bytes(content + content[behind:])
+    assert opened(tmp_path).knowledge.accounts() == told
 
 
 def test_a_damaged_note_repeats_what_it_was_of_and_loses_nothing(tmp_path: Path) -> None:

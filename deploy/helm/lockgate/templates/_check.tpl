@@ -87,16 +87,19 @@
 {{- $values := $root.Values -}}
 {{- $said := list -}}
 {{- with $values.sumologic.otelcolImage -}}
+{{- if not .repository }}{{ $said = append $said "sumologic.otelcolImage.repository: nothing says where the image is; push build/images/lockgate.tar (`make images`) to your registry and name it here" }}{{ end -}}
 {{- if and .digest .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: a digest names one image, so a suffix to the tag does nothing; set digest to that of the -fips image, or remove it" }}{{ end -}}
 {{- end -}}
 {{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image -}}
 {{- range $key, $image := $images -}}
 {{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
+{{- if regexMatch "[:@][^/]*$" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: names a tag or digest as well; say that in %s" $key (eq $key "sumologic.otelcolImage" | ternary "sumologic.otelcolImage.tag or .digest" (printf "%s.tag" $key))) }}{{ end -}}
 {{- end -}}
 {{- with $values.backend -}}
 {{- if not (or .url .existingSecret) }}{{ $said = append $said "backend.existingSecret: nothing says where data goes; name a Secret that holds the URLs, or set backend.url" }}{{ end -}}
 {{- if and .tokenKey (not .existingSecret) }}{{ $said = append $said "backend.tokenKey: names a key of a Secret, and backend.existingSecret names none" }}{{ end -}}
 {{- end -}}
+{{- if and $values.mutualTls.enabled (not $values.mutualTls.existingSecret) }}{{ $said = append $said "mutualTls.existingSecret: mutualTls.enabled needs certificates; name the Secret that holds tls.crt, tls.key and ca.crt" }}{{ end -}}
 {{- with $values.networkPolicy -}}
 {{- if and .backend.cidrs (or .backend.pods .backend.namespace) }}{{ $said = append $said "networkPolicy.backend.cidrs: the backend is named by its pods (networkPolicy.backend.pods, .namespace) as well; keep one of them" }}{{ end -}}
 {{- if and .backend.ports (not (or .backend.pods .backend.namespace)) }}{{ $said = append $said "networkPolicy.backend.ports: says which ports the backend's pods have; name them in networkPolicy.backend.pods" }}{{ end -}}

@@ -51,6 +51,31 @@ sending_queue:
   max_disk_bytes: {{ . }}
 {{- end -}}
 
+{{- /* What connects this role to the next, as YAML: component -> true. Traces come from applications. (dict "root" $ "role" ROLE) */ -}}
+{{- define "lockgate.connections" -}}
+{{- $logs := .root.Values.sumologic.logs -}}
+{{- if eq .role.role "logsCollector" -}}
+{{- if $logs.container.enabled }}
+exporters/otlphttp: true
+{{- end }}
+{{- if $logs.systemd.enabled }}
+exporters/otlphttp/journald: true
+{{- end }}
+{{- else if ne .role.role "traces" -}}
+{{- range $id := list "otlp" "otlp/journald" }}
+{{- if hasKey (fromYaml (include "lockgate.otlpReceivers" $)) $id }}
+receivers/{{ $id }}: true
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "lockgate.configuration.trust" -}}
+{{- with fromYaml (include "lockgate.connections" .) -}}
+trust: {mutual_tls: {directory: "${env:LOCKGATE_MUTUAL_TLS:-}", components: {{ toJson . }}}}
+{{- end -}}
+{{- end -}}
+
 {{- define "lockgate.configuration.collector" -}}
 {{- $values := .root.Values -}}
 {{- $logs := $values.sumologic.logs -}}
@@ -94,16 +119,15 @@ exporters:
 extensions:
   health_check:
     endpoint: {{ include "lockgate.listen" (dict "root" .root "port" $listeners.health) | quote }}
-  ledger: {endpoint: "127.0.0.1:13134", state_directory: /var/lib/lockgate/storage}
+  {{- with $listeners.ledger }}
+  ledger: {endpoint: "127.0.0.1:{{ int . }}", state_directory: /var/lib/lockgate/storage}
+  {{- end }}
   file_storage:
     directory: /var/lib/lockgate/storage
     create_directory: true
 service:
-  extensions: [health_check, ledger, file_storage]
-  {{- $mutual := dict }}
-  {{- if $logs.container.enabled }}{{ $_ := set $mutual "exporters/otlphttp" true }}{{ end }}
-  {{- if $logs.systemd.enabled }}{{ $_ := set $mutual "exporters/otlphttp/journald" true }}{{ end }}
-  trust: {mutual_tls: {directory: "${env:LOCKGATE_MUTUAL_TLS:-}", components: {{ toJson $mutual }}}}
+  extensions: [health_check{{ if $listeners.ledger }}, ledger{{ end }}, file_storage]
+  {{- include "lockgate.configuration.trust" . | nindent 2 }}
   pipelines:
     {{- if $logs.container.enabled }}
     logs: {receivers: [filelog], exporters: [otlphttp]}
@@ -242,21 +266,17 @@ extensions:
   {{- if $values.backend.tokenKey }}
   bearertokenauth: {filename: /etc/lockgate/backend/token}
   {{- end }}
-  ledger: {endpoint: "127.0.0.1:13134", state_directory: {{ include "lockgate.state" $root }}}
+  {{- with $listeners.ledger }}
+  ledger: {endpoint: "127.0.0.1:{{ int . }}", state_directory: {{ include "lockgate.state" $root }}}
+  {{- end }}
   {{- if $values.metadata.persistence.enabled }}
   file_storage:
     directory: /var/lib/lockgate/storage
     create_directory: true
   {{- end }}
 service:
-  extensions: [health_check, ledger{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
-  {{- $mutual := dict }}
-  {{- range $id := list "otlp" "otlp/journald" }}
-  {{- if hasKey $receivers $id }}{{ $_ := set $mutual (printf "receivers/%s" $id) true }}{{ end }}
-  {{- end }}
-  {{- if ne .role.signal "traces" }}
-  trust: {mutual_tls: {directory: "${env:LOCKGATE_MUTUAL_TLS:-}", components: {{ toJson $mutual }}}}
-  {{- end }}
+  extensions: [health_check{{ if $listeners.ledger }}, ledger{{ end }}{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
+  {{- include "lockgate.configuration.trust" . | nindent 2 }}
   pipelines:
     {{- $own := omit $receivers "otlp/journald" | keys | sortAlpha }}
     {{- if $listeners.fluentForward }}{{ $own = append $own "fluentforward" }}{{ end }}

@@ -62,6 +62,6 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{- if and $common.digest (not $own.repository) (not $own.tag) -}}
 {{ $repository }}@{{ $common.digest }}
 {{- else -}}
-{{ $repository }}:{{ $tag }}{{ if $common.addFipsSuffix }}-fips{{ end }}
+{{ $repository }}:{{ $tag }}{{ if and $common.addFipsSuffix (not (hasSuffix "-fips" $tag)) }}-fips{{ end }}
 {{- end -}}
 {{- end -}}

@@ -72,6 +72,13 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end -}}
 
+{{- /* Whether a role's certificates are mounted, and its configuration told. (dict "root" $ "role" ROLE) */ -}}
+{{- define "lockgate.isMutual" -}}
+{{- if and .root.Values.mutualTls.enabled (include "lockgate.connections" . | trim) }}yes{{ end -}}
+{{- end -}}
+
+{{- define "lockgate.mutualDirectory" }}/etc/lockgate/mutual-tls{{ end -}}
+
 {{- /* Whether a user's mounts take /tmp: then the chart's is left out, as one path can be mounted once. */ -}}
 {{- define "lockgate.takesTmp" -}}
 {{- range . }}{{ if eq (trimSuffix "/" .mountPath) "/tmp" }}yes{{ end }}{{ end -}}

@@ -11,6 +11,16 @@
 {{- range $key, $isSet := dict "sumologic.events.enabled" $values.sumologic.events.enabled "otelevents" (omit $values.otelevents "useSumoK8sEventReceiver" "reportConfigMaps") -}}
 {{- if $isSet }}{{ $said = append $said (printf "%s: no effect here; events are not collected yet; keep what collects them today" $key) }}{{ end -}}
 {{- end -}}
+{{- with $values.sumologic.otelcolImage -}}
+{{- if eq .repository "lockgate" }}{{ $said = append $said "sumologic.otelcolImage.repository: not set; nodes find an image of this name where build/images/lockgate.tar has been loaded into them; otherwise push it to your registry and name it here" }}{{ end -}}
+{{- if .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: adds -fips to the tag and does no more; `make images` makes no image of that name" }}{{ end -}}
+{{- end -}}
+{{- if $values.mutualTls.enabled -}}
+{{- if $values.listeners.logs.fluentForward }}{{ $said = append $said "listeners.logs.fluentForward: mutualTls does not secure it; it takes logs from whoever reaches it" }}{{ end -}}
+{{- range $role := list "logs" "metrics" -}}
+{{- if and (hasKey $roles $role) (get $values.networkPolicy.clients $role) }}{{ $said = append $said (printf "networkPolicy.clients.%s: with mutualTls these need a certificate of its authority to send OTLP" $role) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- if $values.networkPolicy.enabled -}}
 {{- $metadata := omit $roles "logsCollector" -}}
 {{- if $metadata -}}

@@ -51,7 +51,7 @@ class StoreSettings(ComponentSettings):
     """Payload bytes that may wait for their transaction; beyond it senders are told to try later."""
 
     def needs(self) -> Iterator[Need]:
-        yield Write(self.directory, "stored telemetry", 0o700)
+        yield Write(self.directory, "stored telemetry", 0o700, lasting=True)
         # DuckDB ends the process where these are there and it may not read them.
         yield Read("/sys/fs/cgroup", "DuckDB looks how many processors it may use", optional=True)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import field_validator
 
 from lockgate.kit.units import Duration, Size
+from lockgate.kit.unreadable import describe_unwritable
 from lockgate.pipeline.contract import Context, Extension, Storage, component
 from lockgate.pipeline.needs import ComponentSettings, Need, Write
 
@@ -84,7 +85,8 @@ class FileStorageSettings(ComponentSettings):
         return permissions
 
     def needs(self) -> Iterator[Need]:
-        yield Write(self.directory, "positions and queues", int(self.directory_permissions, 8) if self.create_directory else None)
+        create = int(self.directory_permissions, 8) if self.create_directory else None
+        yield Write(self.directory, "positions and queues", create, lasting=True)
 
     def warnings(self) -> Iterator[str]:
         if "compaction" in self.model_fields_set:
@@ -115,7 +117,7 @@ class FileStorageExtension(Extension[FileStorageSettings]):
         except FileNotFoundError as error:
             raise StorageError(f"cannot use {directory}: it does not exist; create it, or set create_directory: true") from error
         except OSError as error:
-            raise StorageError(f"cannot use {directory}: {error.strerror}; {_who()}; let it write there (fsGroup)") from error
+            raise StorageError(describe_unwritable(str(directory), error)) from error
         await self._take_lock(directory)
 
     async def stop(self) -> None:
@@ -134,7 +136,7 @@ class FileStorageExtension(Extension[FileStorageSettings]):
                 # may have been killed before this.
                 _sync(directory.parent)
         except OSError as error:
-            raise StorageError(f"cannot use {directory}: {error.strerror}; {_who()}; let it write there (fsGroup)") from error
+            raise StorageError(describe_unwritable(str(directory), error)) from error
         return FileStore(directory, fsync=self.settings.fsync, recreate=self.settings.recreate)
 
     async def _take_lock(self, directory: Path) -> None:
@@ -164,10 +166,6 @@ def _sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _who() -> str:
-    return f"this process is uid {os.geteuid()}, gid {os.getegid()}"
 
 
 class FileStore:

@@ -40,8 +40,6 @@ class BatchSettings(ComponentSettings):
             raise ValueError("send_batch_max_size must be at least send_batch_size, or 0")
         if self.metadata_keys:
             raise ValueError("metadata_keys must be empty: batches carry no client metadata, and different peers are never merged anyway")
-        if self.timeout < 0:
-            raise ValueError("timeout must not be negative")
         return self
 
 

@@ -48,8 +48,6 @@ class MemoryLimiterSettings(ComponentSettings):
     def _fits(self) -> Self:
         if self.check_interval <= 0:
             raise ValueError("check_interval must be more than 0")
-        if min(self.min_gc_interval_when_soft_limited, self.min_gc_interval_when_hard_limited) < 0:
-            raise ValueError("min_gc_interval_when_soft_limited and min_gc_interval_when_hard_limited must not be negative")
         if not self.limit_mib and not self.limit_percentage:
             raise ValueError("needs limit_mib or limit_percentage")
         if self.limit_mib and self.spike_limit_mib >= self.limit_mib:

@@ -132,7 +132,7 @@ async def test_a_missing_directory_is_an_error_unless_it_may_be_created(tmp_path
 
 def test_settings_say_what_they_need_and_what_has_no_effect() -> None:
     settings = FileStorageSettings.model_validate({"directory": "/data", "timeout": "10s", "compaction": {"on_rebound": True}})
-    assert list(settings.needs()) == [Write("/data", "positions and queues")]
+    assert list(settings.needs()) == [Write("/data", "positions and queues", lasting=True)]
     assert any("compaction" in warning for warning in settings.warnings())
     assert list(FileStorageSettings().warnings()) == []
     for wrong in ({"directory": ""}, {"directory_permissions": "rwx"}, {"directory_permissions": "7777"}):

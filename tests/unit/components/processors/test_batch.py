@@ -298,7 +298,7 @@ async def test_a_stop_that_is_cut_short_tells_every_caller() -> None:
     ("settings", "reason"),
     [
         ({"send_batch_size": 10, "send_batch_max_size": 5}, "at least send_batch_size"),
-        ({"timeout": "-1s"}, "negative"),
+        ({"timeout": "-1s"}, "greater than or equal to 0"),
         ({"metadata_keys": ["tenant"]}, "must be empty"),
         ({"timeout": 5}, "without a unit"),
     ],

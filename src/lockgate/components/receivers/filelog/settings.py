@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,9 +11,11 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.document import Path
 from lockgate.kit.units import Duration, Size
-from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Need, Read, Tried
 from lockgate.pipeline.retry import RetryOnFailure
+from lockgate.tail.options import Options
 from lockgate.tail.patterns import check, fixed_root
+from lockgate.tail.sample import try_reading
 
 # Log text is an attacker's: linear time or nothing.
 re2.set_fallback_notification(re2.FALLBACK_EXCEPTION)
@@ -221,6 +224,11 @@ class FilelogSettings(ComponentSettings):
         if self.include_file_owner_name or self.include_file_owner_group_name:
             for path in ("/etc/nsswitch.conf", "/etc/passwd", "/etc/group"):
                 yield Read(path, "names of files' owners", optional=True)
+
+    def try_reading(self) -> Iterator[Tried]:
+        age = self.exclude_older_than
+        options = Options(tuple(self.include), tuple(self.exclude), tuple(self.symlink_roots), exclude_older_than_seconds=age)
+        yield from try_reading(options, time.time_ns)
 
     def extensions(self) -> Iterator[tuple[Path, str]]:
         if self.storage:

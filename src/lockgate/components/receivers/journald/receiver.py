@@ -7,14 +7,13 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from lockgate.batch import Batch, Signal, derived_id
 from lockgate.components.receivers.journald import shrunk
 from lockgate.components.receivers.journald.journal import Journal
 from lockgate.components.receivers.journald.records import Records
-from lockgate.components.receivers.journald.settings import DEFAULT_DIRECTORIES, JournaldSettings
+from lockgate.components.receivers.journald.settings import JOURNAL_FILES, JournaldSettings
 from lockgate.kit import regex
 from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.unreadable import describe_unreadable
@@ -125,7 +124,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         try:
             found = await self._in_journal(self._collect, self._journal)
         except OSError as error:
-            self._fail(f"cannot read the journal in {self._where()}: {error}")
+            self._fail(f"cannot read the journal in {self.settings.where}: {error}")
             return False
         self._report()
         if found.count:
@@ -138,7 +137,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         return found.more
 
     async def _open(self) -> bool:
-        where = self._where()
+        where = self.settings.where
         try:
             self._journal = await self._in_journal(self._open_at_cursor)
         except FileNotFoundError:
@@ -155,7 +154,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         return True
 
     def _open_at_cursor(self) -> Journal:
-        settings, where = self.settings, self._where()
+        settings, where = self.settings, self.settings.where
         paths = settings.files or [where]
         for path in paths:
             os.stat(path)
@@ -186,7 +185,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             return
         if not found:
             self._gaps.add()
-            self.log.warning("the entry read last is not in %s any more; going on with the first behind it", self._where())
+            self.log.warning("the entry read last is not in %s any more; going on with the first behind it", self.settings.where)
 
     def _collect(self, journal: Journal) -> _Round:
         """A round of entries. In a thread."""
@@ -221,7 +220,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         """Raises OSError where the directory is another one by now; finds files that libsystemd passes over in silence."""
         if (now := self.context.clock.monotonic()) - self._last_check < _LOOK_SECONDS:
             return
-        paths = self.settings.files or [self._where()]
+        paths = self.settings.files or [self.settings.where]
         status = os.stat(paths[0])
         if (status.st_dev, status.st_ino) != self._opened:
             raise OSError("it has been replaced by another; opening that")
@@ -232,7 +231,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         problems: list[str] = []
         opened: set[tuple[int, int]] = set()
         for directory, _, names in os.walk(paths[0], onerror=closed.append):
-            for path in (os.path.join(directory, name) for name in names if name.endswith((".journal", ".journal~"))):
+            for path in (os.path.join(directory, name) for name in names if name.endswith(JOURNAL_FILES)):
                 try:
                     opened.add(self._open_alone(path))
                 except FileNotFoundError:
@@ -253,9 +252,6 @@ class JournaldReceiver(Receiver[JournaldSettings]):
             with open(path, "rb"), Journal("", [path], []):
                 pass
         return key
-
-    def _where(self) -> str:
-        return self.settings.directory or next((path for path in DEFAULT_DIRECTORIES if Path(path).exists()), DEFAULT_DIRECTORIES[0])
 
     async def _wait(self) -> None:
         """Until the journal may have changed, but not without end."""
@@ -307,7 +303,7 @@ class JournaldReceiver(Receiver[JournaldSettings]):
         self._cut.add(self._journal.truncated)
         self._broken.add(self._journal.damaged)
         if self._journal.damaged and self._sometimes.now("damaged") is not None:
-            self.log.error("entries of the journal in %s are damaged; what can be read of them is sent", self._where())
+            self.log.error("entries of the journal in %s are damaged; what can be read of them is sent", self.settings.where)
         self._journal.truncated = self._journal.damaged = 0
         if self._unreadable:
             more = f" (and {len(self._unreadable) - 1} more)" if len(self._unreadable) > 1 else ""

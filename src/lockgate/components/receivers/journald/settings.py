@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -11,10 +12,12 @@ from pydantic import field_validator, model_validator
 
 from lockgate.kit import regex
 from lockgate.kit.document import Path
-from lockgate.pipeline.needs import ComponentSettings, Need, Read
+from lockgate.pipeline.needs import ComponentSettings, Need, Read, Tried
 from lockgate.pipeline.retry import RetryOnFailure
 
 DEFAULT_DIRECTORIES = ("/var/log/journal", "/run/log/journal")
+JOURNAL_FILES = (".journal", ".journal~")
+"""How their names end."""
 _PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 _SUFFIXES = ["service", "socket", "device", "mount", "automount", "swap", "target", "path", "timer", "slice", "scope"]
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
@@ -136,6 +139,26 @@ class JournaldSettings(ComponentSettings):
         for path in named or DEFAULT_DIRECTORIES:
             yield Read(path, "the journal", optional=not named)
 
+    @property
+    def where(self) -> str:
+        """The directory of the journal; the first of the usual ones where none exists."""
+        there = (path for path in DEFAULT_DIRECTORIES if os.path.exists(path))  # noqa: PTH110  # Path.exists raises where it may not look
+        return self.directory or next(there, DEFAULT_DIRECTORIES[0])
+
+    def try_reading(self) -> Iterator[Tried]:
+        if self.files:
+            yield from map(_try_file, self.files)
+            return
+        closed: list[OSError] = []
+        for directory, _, names in os.walk(self.where, onerror=closed.append):
+            yield from (Tried(error.filename, True, error) for error in closed)
+            closed.clear()
+            yield Tried(directory, True)
+            for name in names:
+                if name.endswith(JOURNAL_FILES) and not isinstance((tried := _try_file(f"{directory}/{name}")).error, FileNotFoundError):
+                    yield tried
+        yield from (Tried(error.filename, True, error) for error in closed)
+
     def extensions(self) -> Iterator[tuple[Path, str]]:
         if self.storage:
             yield ("storage",), self.storage
@@ -158,6 +181,14 @@ class JournaldSettings(ComponentSettings):
         if self.matches:
             found.append([[f"{name}={value}" for name, value in match.items()] for match in self.matches])
         return found
+
+
+def _try_file(path: str) -> Tried:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return Tried(path, False, error)
+    return Tried(path, False)
 
 
 def _unit_groups(unit: str) -> Iterator[list[str]]:

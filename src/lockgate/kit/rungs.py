@@ -1,0 +1,200 @@
+"""Who may read a file: this process, and whoever else it could be run as; and the least of these that reads everything.
+
+A ladder of three rungs, as the chart's `otellogs.privilege` has it. Where this process stands the kernel is asked, by opening; what it
+would answer on another rung is computed from owner, group and mode (path_resolution(7), capabilities(7)). Access control lists are not
+computed, nor what security modules, Landlock, or a file server refuse: where these decide, the kernel's own answer is what counts.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+UID = 10001
+"""The chart's user, and the group of that number."""
+_MAX_GROUPS = 8
+"""Whoever needs more groups than that is better off as root; a guess."""
+_CAPABILITIES = """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN
+NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
+SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF
+CHECKPOINT_RESTORE
+""".split()  # noqa: SIM905  # one a line would be a screen
+"""By number (Linux, include/uapi/linux/capability.h)."""
+
+
+class Rung(enum.IntEnum):
+    """From the least privileges to the most; the name in lower case is the value of `otellogs.privilege`."""
+
+    GROUP = 1
+    """A user other than root, in group 0 and perhaps others."""
+    ROOT = 2
+    """Uid 0 without a capability: the owner of root's files, and nothing else."""
+    CAPABILITY = 3
+    """Uid 0 that may read everything: CAP_DAC_READ_SEARCH."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom the kernel sees when a file is opened."""
+
+    uid: int
+    groups: frozenset[int]
+    """The effective one and the supplementary ones."""
+    reads_all: bool = False
+    """Whether CAP_DAC_READ_SEARCH or CAP_DAC_OVERRIDE is effective."""
+
+    def may(self, status: os.stat_result, wanted: int) -> bool:
+        """Whether mode, owner and group let this one; `wanted` is R_OK, X_OK or both."""
+        if self.reads_all:
+            return True
+        shift = 6 if self.uid == status.st_uid else 3 if status.st_gid in self.groups else 0
+        return (status.st_mode >> shift) & wanted == wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the kernel says of a process."""
+
+    uid: int
+    gid: int
+    groups: frozenset[int]
+    """The supplementary ones."""
+    capabilities: frozenset[str] = frozenset()
+    """Those in effect, without CAP_."""
+    bounding: frozenset[str] = frozenset()
+    """Those that it, or a program it starts, could ever have."""
+
+    @classmethod
+    def here(cls) -> Process:
+        """This one. Where there is no /proc its capabilities are not known, and taken for none."""
+        sets = {"CapEff": frozenset[str](), "CapBnd": frozenset[str]()}
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            lines = []
+        for name, _, value in (line.partition(":\t") for line in lines):
+            if name in sets:
+                sets[name] = _named(int(value, 16))
+        return cls(os.geteuid(), os.getegid(), frozenset(os.getgroups()), sets["CapEff"], sets["CapBnd"])
+
+    @property
+    def identity(self) -> Identity:
+        reads_all = bool(self.capabilities & {"DAC_READ_SEARCH", "DAC_OVERRIDE"})
+        return Identity(self.uid, self.groups | {self.gid}, reads_all)
+
+    @property
+    def rung(self) -> Rung:
+        """Where it stands."""
+        return Rung.CAPABILITY if self.identity.reads_all else Rung.GROUP if self.uid else Rung.ROOT
+
+    @property
+    def extra_groups(self) -> frozenset[int]:
+        """Those that neither its own user nor the ladder's lowest rung brings."""
+        return self.groups - {0, self.gid}
+
+    def on(self, rung: Rung, groups: frozenset[int] = frozenset()) -> Identity:
+        """Whom the kernel would see there, with these groups besides; a user other than root stays who it is on the lowest rung."""
+        if rung is Rung.GROUP:
+            user, group = (self.uid, self.gid) if self.uid else (UID, UID)
+            return Identity(user, groups | {0, group})
+        return Identity(0, groups | {0}, rung is Rung.CAPABILITY)
+
+    def __str__(self) -> str:
+        return f"uid {self.uid}, gid {self.gid}, groups {sorted(self.groups)}"
+
+
+def _named(bits: int) -> frozenset[str]:
+    numbers = (number for number in range(bits.bit_length()) if bits >> number & 1)
+    return frozenset(_CAPABILITIES[number] if number < len(_CAPABILITIES) else str(number) for number in numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One directory that must be entered, or what is read at the end of the way."""
+
+    path: str
+    status: os.stat_result
+    wanted: int
+
+    def __str__(self) -> str:
+        return f"{self.path} is mode {stat.filemode(self.status.st_mode)}, owner uid {self.status.st_uid}, gid {self.status.st_gid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What must be passed to read a path, from the root directory on."""
+
+    steps: tuple[Step, ...]
+    is_whole: bool
+    """False where something in the way hides what lies behind it."""
+
+    @classmethod
+    def to(cls, path: str, status: Callable[[str], os.stat_result] = os.stat) -> Way:
+        """The way to this absolute path, and on to where its links lead. A directory is entered and listed at its end, a file read."""
+        real = os.path.realpath(path)
+        steps: list[Step] = []
+        try:
+            for each in dict.fromkeys(str(parent) for end in (path, real) for parent in reversed(Path(end).parents)):
+                steps.append(Step(each, status(each), os.X_OK))
+            end = status(real)
+        except OSError:
+            return cls(tuple(steps), is_whole=False)
+        return cls((*steps, Step(real, end, os.R_OK | os.X_OK if stat.S_ISDIR(end.st_mode) else os.R_OK)), is_whole=True)
+
+    def barrier(self, who: Identity) -> Step | None:
+        """The first step that these may not take."""
+        return next((step for step in self.steps if not who.may(step.status, step.wanted)), None)
+
+    def groups(self, who: Identity) -> frozenset[int]:
+        """The groups that would help these."""
+        return frozenset(
+            step.status.st_gid
+            for step in self.steps
+            if not who.may(step.status, step.wanted) and Identity(who.uid, who.groups | {step.status.st_gid}).may(step.status, step.wanted)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A rung, with the groups that it takes besides group 0."""
+
+    rung: Rung
+    groups: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        who = ("a user other than root, in group 0", "uid 0", "uid 0 with CAP_DAC_READ_SEARCH")[self.rung - 1]
+        return who + (f" and {'groups' if self.groups - {min(self.groups)} else 'group'} {_listed(self.groups)}" if self.groups else "")
+
+    @property
+    def values(self) -> list[str]:
+        """What to set in the chart's values."""
+        found = [f"otellogs.privilege: {self.rung.name.lower()}"]
+        if self.rung is Rung.GROUP and len(self.groups) == 1:
+            found.append(f"otellogs.journalGroup: {_listed(self.groups)}")
+        elif self.groups:
+            groups = sorted(self.groups | ({0} if self.rung is Rung.GROUP else set()))
+            found.append(f"otellogs.daemonset.securityContext.supplementalGroups: {groups}")
+        return found
+
+
+def least(ways: Iterable[Way], process: Process, lowest: Rung = Rung.GROUP, keep: frozenset[int] = frozenset()) -> Grant:
+    """The lowest rung, from `lowest` on, that goes all of these ways, as far as they can be seen; with groups `keep` and others."""
+    ways = list(ways)
+    return next(grant for rung in Rung if rung >= lowest and (grant := granted(ways, process, rung, keep)) is not None)
+
+
+def granted(ways: Iterable[Way], process: Process, rung: Rung, keep: frozenset[int] = frozenset()) -> Grant | None:
+    """This rung with the groups that it takes to go all of these ways; None where it cannot."""
+    ways = list(ways)
+    groups = keep.union(*(way.groups(process.on(rung, keep)) for way in ways))
+    who = process.on(rung, groups)
+    return Grant(rung, groups) if len(groups) <= _MAX_GROUPS and not any(way.barrier(who) for way in ways) else None
+
+
+def _listed(groups: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(groups)))
