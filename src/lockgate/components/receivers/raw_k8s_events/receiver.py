@@ -342,9 +342,7 @@ class RawK8sEventsReceiver(Receiver[RawK8sEventsSettings]):
         return msgspec.json.encode({source.namespace: source.saved() for source in self._sources.values()})
 
     async def _save(self, now: bool) -> None:
-        if self._lender is not None and not self._lender.running:
-            self._storage = self._find_storage()  # a reload has put another in its place
-        if self._storage is None:
+        if self._storage is None or self._lender is None:
             return
         is_listing = any(len(source.done) > 1 for source in self._sources.values())
         if not now and is_listing and self.context.clock.monotonic() - self._last_save < _SAVE_SECONDS:
@@ -354,8 +352,10 @@ class RawK8sEventsReceiver(Receiver[RawK8sEventsSettings]):
         self._last_save = self.context.clock.monotonic()
         positions = {source.id: source.done.reach(0) for source in self._sources.values()}
         try:
+            if not self._lender.running and (another := self._find_storage()) is not None:
+                self._storage = another  # a reload has put it in the place of the first
             await self.in_thread(self._storage.save, state)
-        except OSError as error:
+        except (OSError, LookupError) as error:
             reason = f"cannot save the position: {error}; a restart would read events again"
             if "position" not in self.context.status.blocked:
                 self.log.error("%s", reason)
