@@ -4,19 +4,18 @@ import asyncio
 import copy
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support import FakeHost, Sink, context
+from support import FakeHost, Sink
+from support.events_contract import ago, attributes, event, names, records, said, stored, until
+from support.events_contract import receiver as receiver_of
 from support.kubernetes import Faults, apply, sample
 
-from lockgate.batch import Batch, Origin, Signal
-from lockgate.components.extensions.file_storage import FileStorageExtension, FileStorageSettings
+from lockgate.batch import Batch, Origin
 from lockgate.components.receivers.raw_k8s_events import RawK8sEventsReceiver, receiver
 from lockgate.components.receivers.raw_k8s_events.settings import RawK8sEventsSettings
 from lockgate.kit.clock import SystemClock
@@ -24,7 +23,7 @@ from lockgate.kit.ranges import Ranges
 from lockgate.kube import feed, reflector
 from lockgate.kube.access import Access
 from lockgate.kube.resources import EVENTS
-from lockgate.pipeline.contract import Held, Kind
+from lockgate.pipeline.contract import Held
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.pipeline.needs import Connect, Kubernetes
 from lockgate.sample.kubernetes_store import ObjectStore
@@ -34,77 +33,13 @@ WATCHING = {"watch": "1"}
 LISTING = {"limit": str(reflector.PAGE_LIMIT)}
 
 
-def ago(**time: float) -> str:
-    return (datetime.now(UTC) - timedelta(**time)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def event(name: str, namespace: str = "default", seen: str = "", **more: Any) -> dict[str, Any]:
-    return {
-        "metadata": {"name": name, "namespace": namespace},
-        "involvedObject": {"kind": "Pod", "namespace": namespace, "name": "web-0", "apiVersion": "v1"},
-        "reason": "Started",
-        "message": f"said by {name}",
-        "type": "Normal",
-        "firstTimestamp": ago(days=1),
-        "lastTimestamp": seen or ago(),
-        "eventTime": None,
-        "count": 1,
-    } | more
-
-
 def say(store: ObjectStore, *names: str, **more: Any) -> list[int]:
     """Creates events; their versions."""
     return [int(store.create(EVENTS, event(name, **more))["metadata"]["resourceVersion"]) for name in names]
 
 
 def make(access: Access, sink: Any, host: FakeHost, **settings: Any) -> RawK8sEventsReceiver:
-    settings = {"auth_type": "none", "api_server": access.url, "consume_retry_delay": "1ms", **settings}
-    made = RawK8sEventsReceiver(RawK8sEventsSettings.model_validate(settings), context("raw_k8s_events", Kind.RECEIVER, host=host))
-    made.outputs = {Signal.LOGS: sink}
-    return made
-
-
-@asynccontextmanager
-async def stored(directory: Path, *more: str) -> AsyncIterator[FakeHost]:
-    """A host that runs a storage extension."""
-    settings = FileStorageSettings(directory=str(directory), create_directory=True)
-    async with FileStorageExtension(settings, context("file_storage", Kind.EXTENSION)) as extension:
-        host = FakeHost({"file_storage": extension})
-        host.components["extensions/file_storage"] = extension
-        yield host
-
-
-async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def value_of(value: Any) -> Any:
-    match value.WhichOneof("value"):
-        case "kvlist_value":
-            return {item.key: value_of(item.value) for item in value.kvlist_value.values}
-        case "array_value":
-            return [value_of(item) for item in value.array_value.values]
-        case None:
-            return None
-        case kind:
-            return getattr(value, kind)
-
-
-def records(sink: Sink) -> list[Any]:
-    resources = [resource for batch in sink.batches for resource in batch.message.resource_logs]
-    return [record for resource in resources for scope in resource.scope_logs for record in scope.log_records]
-
-
-def said(sink: Sink) -> list[tuple[str, str]]:
-    """(type, name of the event) in order."""
-    attributes = [{item.key: value_of(item.value) for item in record.attributes} for record in records(sink)]
-    return [(each["type"], each["object"]["metadata"]["name"]) for each in attributes]
-
-
-def names(sink: Sink) -> list[str]:
-    return [name for _, name in said(sink)]
+    return receiver_of(sink, host, {"auth_type": "none", "api_server": access.url, **settings})
 
 
 def position(host: FakeHost) -> int:
@@ -121,7 +56,7 @@ async def test_a_record_is_the_event_as_sumo_logics_receiver_gives_it() -> None:
         async with make(access, sink, FakeHost()):
             await sink.wait_for(1)
     [record] = records(sink)
-    assert {item.key: value_of(item.value) for item in record.attributes} == {"object": stored_event, "type": "ADDED"}
+    assert attributes(sink) == [{"object": stored_event, "type": "ADDED"}]
     assert (stored_event["kind"], stored_event["apiVersion"]) == ("Event", "v1")
     assert (record.body.string_value, record.severity_number, record.severity_text) == ("Back-off", 13, "Warning")
     assert record.time_unix_nano == int(datetime(2099, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()) * 10**9
