@@ -73,4 +73,4 @@ def _nanoseconds(text: Any) -> int:
         since = datetime.fromisoformat(text) - _EPOCH
     except (TypeError, ValueError):
         return 0
-    return max(0, ((since.days * 86400 + since.seconds) * 10**6 + since.microseconds) * 1000)
+    return min(max(0, ((since.days * 86400 + since.seconds) * 10**6 + since.microseconds) * 1000), _MAX_TIME)
