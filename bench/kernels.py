@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from lockgate.batch import Signal, message_type
-from lockgate.wire import cri, otlp, records
+from lockgate.wire import columns, cri, otlp, records
 from lockgate.wire.protobuf import delimited, key_values
 
 LINES = 8000
@@ -103,6 +103,9 @@ def main() -> None:
     for form in (otlp, uncompiled(otlp)):
         label = "compiled" if form.compiled else "uncompiled"
         measure(f"validate ({label})", partial(form.validate, payload, otlp.LOGS), len(payload), seconds)
+    for form in (columns, uncompiled(columns)):
+        label = "compiled" if form.compiled else "uncompiled"
+        measure(f"columns ({label})", partial(form.log_columns, payload, None), len(payload), seconds)
     with_labels = labelled()
     for form in (records, uncompiled(records)):
         label = "compiled" if form.compiled else "uncompiled"

@@ -568,6 +568,9 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             {"otellogs": {"privilege": "rot"}}, "'/otellogs/privilege': value must be one of 'group', 'root', 'capability'", id="choice"
         ),
         pytest.param({"networkPolicy": {"nodes": ["10.0.0.1"]}}, "/networkPolicy/nodes/0", id="no-network"),
+        pytest.param({"backend": {"existingSecret": "a, optional: true"}}, "'/backend/existingSecret'", id="no-name"),
+        pytest.param({"sumologic": {"otelcolImage": {"tag": "a: b"}}}, "'/sumologic/otelcolImage/tag'", id="no-tag"),
+        pytest.param({"metadata": {"persistence": {"size": "ten"}}}, "'/metadata/persistence/size'", id="no-quantity"),
         pytest.param({"networkPolicy": {"scrapers": [{"pod": {"a": "b"}}]}}, "additional properties 'pod' not allowed", id="peer"),
         pytest.param({"networkPolicy": {"scrapers": [{}]}}, "/networkPolicy/scrapers/0", id="peer-that-is-everybody"),
         pytest.param({"listeners": {"logs": {"health": 70000}}}, "'/listeners/logs/health': maximum: got 70,000, want 65,535", id="port"),
@@ -598,7 +601,7 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             id="no-certificates",
         ),
         pytest.param(
-            {"sumologic": {"otelcolImage": {"repository": None}}},
+            {"sumologic": {"otelcolImage": {"repository": ""}}},
             "sumologic.otelcolImage.repository: nothing says where the image is",
             id="no-image",
         ),
@@ -678,6 +681,37 @@ def test_bad_values_are_refused_by_the_name_of_the_key(values: Any, said: str) -
     with pytest.raises(Refused) as refused:
         helm.render(values)
     assert said in str(refused.value)
+
+
+def test_an_empty_section_is_named_and_an_empty_list_or_mapping_is_one() -> None:
+    """As where everything below a key is commented out: Helm then takes the chart's default away."""
+    for key in ("metadata.metrics", "networkPolicy", "networkPolicy.enabled", "otellogs.privilege", "sumologic.otelcolImage.repository"):
+        values: Any = None
+        for part in reversed(key.split(".")):
+            values = {part: values}
+        with pytest.raises(Refused, match=re.escape(f"{key}: empty, which takes the chart's default away")):
+            helm.render(values)
+    empty = {
+        "sumologic": {"podLabels": None, "tolerations": None, "affinity": None},
+        "metadata": {"podLabels": None, "logs": {"statefulset": {"resources": None}, "config": {"merge": None}}},
+        "otellogs": {"daemonset": {"tolerations": None, "labels": None}, "image": {"tag": None}},
+        "networkPolicy": {"clients": {"logs": None}},
+    }
+    found = workloads(helm.render(empty))
+    assert "tolerations" not in pod(found["logs-collector"])
+    assert pod(found["logs-metadata"])["containers"][0]["resources"] == {}
+
+
+def test_a_name_that_yaml_would_read_as_a_number_stays_a_name() -> None:
+    names = {
+        "backend": {"existingSecret": "123", "keys": {"logs": "456"}, "tokenKey": "789"},
+        "otellogs": {"namespace": {"name": "007"}, "daemonset": {"priorityClassName": "1e3"}},
+        "metadata": {"persistence": {"storageClass": "12"}, "logs": {"statefulset": {"priorityClassName": "true"}}},
+    }
+    objects = helm.render(names)
+    for each in objects:
+        validate(json.dumps(each))
+    assert {each["metadata"]["namespace"] for each in of_kind(objects, "DaemonSet")} == {"007"}
 
 
 def test_everything_wrong_is_said_at_once() -> None:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +14,15 @@ from typing import Any
 
 import pytest
 import trustme
+from support import helm
 from support.backend import Backend, GrpcBackend, bodies_of
+from support.kubernetes import sample_in_thread
 from support.mitmproxy import MitmProxy
 from support.nginx import Nginx, needs_nginx
 from support.process import Role, free_port, wait_until
+
+from lockgate.kit.clock import SystemClock
+from lockgate.sample.kubernetes_store import ObjectStore
 
 EXPORTERS = {"otlphttp", "otlp"}
 CONFIG = """
@@ -146,12 +152,19 @@ def test_an_init_container_that_appends_to_the_bundle_suffices(site: Site, tmp_p
 
 @needs_nginx
 @needs_mount_namespaces
-def test_a_secret_over_the_systems_directory_suffices_and_is_followed(site: Site, tmp_path: Path) -> None:
-    certs = secret(tmp_path / "certs", cert_pem=trustme.CA(organization_name="Yesterday's").cert_pem.bytes())
-    with site.role(tmp_path, mounts=((certs, "/etc/ssl/certs"),)) as role:
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        pytest.param("/etc/ssl/certs", "cert_pem", id="over-the-systems"),
+        pytest.param("/usr/local/share/ca-certificates", "cert_crt", id="beside-the-systems"),
+    ],
+)
+def test_a_secret_where_the_systems_authorities_are_suffices_and_is_followed(site: Site, tmp_path: Path, directory: str, name: str) -> None:
+    certs = secret(tmp_path / "certs", **{name: trustme.CA(organization_name="Yesterday's").cert_pem.bytes()})
+    with site.role(tmp_path, mounts=((certs, directory),)) as role:
         wait_until(lambda: reasons(role).keys() == EXPORTERS, what="both are blocked")
-        assert "trusted is what is in /etc/ssl/certs/cert.pem" in reasons(role)["otlp"]
-        secret(certs, cert_pem=site.proxy.ca_file.read_bytes())
+        assert f"{directory}/{name.replace('_', '.')}" in reasons(role)["otlp"].partition("trusted is what is in ")[2]
+        secret(certs, **{name: site.proxy.ca_file.read_bytes()})
         wait_until(lambda: site.arrived(tmp_path) == EXPORTERS, what=f"delivery: {reasons(role)}")
 
 
@@ -227,6 +240,54 @@ def test_one_key_makes_two_roles_speak_mutual_tls_and_certificates_rotate_withou
             wait_until(lambda: arrived() == ["one", "two", "three", "four"], what=f"delivery: {reasons(sender)}")
             for protocol in (port, grpc):
                 assert answer_to_anybody(protocol, next_one) == b"", "who presents no certificate gets no answer"
+
+
+@pytest.mark.skipif(bool(helm.missing), reason=helm.missing)
+def test_one_key_of_the_chart_makes_its_roles_speak_mutual_tls(tmp_path: Path) -> None:
+    ca, port, log = trustme.CA(), free_port(), tmp_path / "pods/ns_pod_uid/app/0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("2026-01-01T00:00:00.000000000Z stdout F in TLS\n")
+    with Backend() as backend, sample_in_thread(ObjectStore(SystemClock())) as api:
+        # What a pod's network and volumes would bring; the rest is as rendered.
+        own: dict[str, Any] = {
+            role: {"extensions": {"file_storage": {"directory": str(tmp_path / role)}, "ledger": {"state_directory": str(tmp_path / role)}}}
+            for role in ("logs-collector", "logs-metadata")
+        }
+        own["logs-collector"] |= {
+            "receivers": {"filelog": {"include": [f"{tmp_path}/pods/*/*/*.log"], "symlink_roots": [str(tmp_path)]}},
+            "exporters": {"otlphttp": {"endpoint": f"http://127.0.0.1:{port}"}},
+        }
+        own["logs-metadata"] |= {
+            "receivers": {"otlp": {"protocols": {"http": {"endpoint": f"127.0.0.1:{port}"}}}},
+            "processors": {"k8sattributes": {"auth_type": "none", "api_server": api}},
+        }
+        objects = helm.render(
+            {
+                "mutualTls": {"enabled": True},
+                "backend": {"url": backend.url},
+                "otellogs": {"config": {"merge": own["logs-collector"]}},
+                "metadata": {"logs": {"config": {"merge": own["logs-metadata"]}}},
+                "listeners": {"logsCollector": {"ledger": free_port()}, "logs": {"ledger": free_port()}},
+            }
+        )
+
+        def role(name: str) -> Role:
+            spec = helm.pod(helm.workloads(objects)[name])
+            [container] = spec["containers"]
+            maps = {each["metadata"]["name"]: each["data"]["lockgate.yaml"] for each in helm.of_kind(objects, "ConfigMap")}
+            [directory] = [each["value"] for each in container["env"] if each["name"] == "LOCKGATE_MUTUAL_TLS"]
+            [volume] = [each["name"] for each in container["volumeMounts"] if each["mountPath"] == directory]
+            assert {"name": volume, "secret": {"secretName": "lockgate-mutual-tls"}} in spec["volumes"]
+            files = pair(tmp_path / f"{name}-tls", ca)
+            return Role(
+                tmp_path / f"{name}-role", maps[f"r-lockgate-{name}"], {"LOCKGATE_MUTUAL_TLS": str(files), "LOCKGATE_NODE": "node-1"}
+            )
+
+        with role("logs-metadata"), role("logs-collector") as collector:
+            wait_until(lambda: backend.bodies() == ["in TLS"], what=f"delivery: {reasons(collector)}")
+            assert answer_to_anybody(port, ca) == b"", "who presents no certificate gets no answer"
+            with pytest.raises(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/logs", b"", timeout=10):
+                pass
 
 
 def answer_to_anybody(port: int, ca: trustme.CA) -> bytes:

@@ -103,7 +103,6 @@ FORWARD: dict[str, Any] = {
     "message": ["t", NOW, RECORD],
     "message-with-event-time": ["t", EVENT_TIME, RECORD, {"size": 1}],
     "message-key": ["t", NOW, {"message": "body", "a": "b"}],
-    "both-body-keys": ["t", NOW, {"log": "first", "message": "second"}],
     "body-of-a-map": ["t", NOW, {"log": {"a": 1}}],
     "no-body": ["t", NOW, {"a": "b"}],
     "forward": ["t", [[NOW, {"log": "one"}], [EVENT_TIME, {"log": "two"}]], {"chunk": "c"}],
@@ -158,6 +157,16 @@ def test_fluent_forward_gives_the_collectors_records_and_acknowledgements(fluent
         found.append(records(side))
     assert found[0] == found[1]
     assert answers[0] == answers[1] == (msgpack.packb({"ack": "c"}) if "chunk" in str(FORWARD[name]) else b"")
+
+
+def test_of_a_records_two_bodies_both_are_kept_and_not_the_last_alone(fluent: list[Side]) -> None:
+    found = []
+    for side in fluent:
+        side.backend.requests.clear()
+        send(side, ["t", NOW, {"log": "first", "message": "second"}], wait=0.5)
+        wait_until(lambda side=side: records(side), 10, "records")
+        found += [(record["body"], record["attributes"].get("log")) for record in records(side)]
+    assert found == [("second", "first"), ("second", None)]
 
 
 def test_a_heartbeat_is_answered_as_the_collector_does(fluent: list[Side]) -> None:

@@ -95,17 +95,25 @@ def regrouped(records: ModuleType, payload: bytes, keys: list[bytes], shift: int
     return found.entries, found.scopes, found.groups, [records.gather(found, homes, frames, remove) for remove in (False, True)]
 
 
+def columned(columns: ModuleType, payload: bytes) -> Any:
+    """All that the kernel makes of the payload, where the caller describes what is left to it as a text that says nothing."""
+    row = columns.Row(1, None, (b"x", None, b"{}", None, None, None))
+    found = columns.log_columns(payload, lambda encoded: row)
+    return found and (*found[:-1], [(text.valid, bytes(text.ends), bytes(text.data)) for text in found.texts])
+
+
 def main() -> None:
     directory, seconds = Path(sys.argv[1]), float(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("cri", "otlp", "records", "resources")
+    names = ("columns", "cri", "otlp", "records", "resources")
     assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
     compiled = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
     plain = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
     assert all(module.compiled for module in compiled) and not any(module.compiled for module in plain)
-    (cri, otlp, records, resources), (plain_cri, plain_otlp, plain_records, plain_resources) = compiled, plain
+    columns, cri, otlp, records, resources = compiled
+    plain_columns, plain_cri, plain_otlp, plain_records, plain_resources = plain
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         data, resource, most = chunk(chance), chance.randbytes(chance.choice([0, 1, 200])), chance.choice([1, 2, 1000])
@@ -118,6 +126,7 @@ def main() -> None:
         request = (mutated(chance, REQUEST), chance.randint(0, 2))
         assert outcome(otlp.validate, *request) == outcome(plain_otlp.validate, *request), request
         assert outcome(resources.locate, request[0]) == outcome(plain_resources.locate, request[0]), request
+        assert columned(columns, request[0]) == columned(plain_columns, request[0]), request
         keys, shift = chance.sample([b"k", b"n", b"f", b"t", b"absent"], chance.randint(0, 5)), chance.randint(0, 3)
         assert regrouped(records, request[0], keys, shift) == regrouped(plain_records, request[0], keys, shift), (request, keys, shift)
         runs += 1

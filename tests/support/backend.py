@@ -1,5 +1,6 @@
 """OTLP backends in threads, over HTTP and gRPC, for tests that run roles as processes: keeps the records, answers as it is told."""
 
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ PATHS = {"/v1/logs": Signal.LOGS, "/v1/metrics": Signal.METRICS, "/v1/traces": S
 class Backend:
     """`with Backend() as backend:`; `status`, `headers` and `hold` (an Event that requests wait for) say how it answers."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.status, self.headers = 200, dict[str, str]()
         self.loses_answer: Callable[[], bool] = lambda: False
         """Whether the connection is closed where an answer should be: what was taken was taken, and nobody is told."""
@@ -61,7 +62,9 @@ class Backend:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # a client that was killed in mid-request is what some tests are about
 
-        self._server = Server(("127.0.0.1", port), Handler)
+        self._server = Server((host, port), Handler)
+        if tls is not None:  # hands shaken by each connection's own thread
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.port: int = self._server.server_address[1]
 
     def take(self, path: str, headers: dict[str, str], payload: bytes) -> int:

@@ -1,7 +1,9 @@
-"""Images run by runc, as a kubelet's runtime runs them: a pod's security context becomes the container's configuration.
+"""Images, and what runc makes of them: a container with its own namespaces, capabilities, seccomp filter and mounts.
 
-On the host's network, so that a test's loopback servers can be reached; without a cgroup of its own.
+Without a cgroup of its own, so that no host's cgroups need be written.
 """
+
+from __future__ import annotations
 
 import functools
 import json
@@ -11,26 +13,21 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from support.process import Role
-
 IMAGES = Path(__file__).parents[2] / "build/images"
 RUNC = shutil.which("runc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-SECURITY_CONTEXT: dict[str, Any] = {
-    "runAsUser": 10001,
-    "runAsGroup": 10001,
-    "runAsNonRoot": True,
-    "readOnlyRootFilesystem": True,
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-"""What Pod Security `restricted` asks for, and a root file system that cannot be written."""
+missing = "" if RUNC and os.geteuid() == 0 else "runc, and root's rights to run it (see tests/install-debian.sh)"
+DEFAULT_CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE"),
+    *("SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+)
+"""What containerd and Docker leave to a container that says nothing."""
 
 
 class Image:
@@ -49,7 +46,7 @@ class Image:
                 self.entries = content.getmembers()
                 content.extractall(self.root)
 
-    def rebuilt(self, directory: Path, files: Mapping[str, bytes]) -> "Image":
+    def rebuilt(self, directory: Path, files: Mapping[str, bytes]) -> Image:
         """This image with these files copied into it, as `FROM` and `COPY` would."""
         copy = object.__new__(Image)
         copy.__dict__.update(self.__dict__, root=directory / "rebuilt")
@@ -61,78 +58,96 @@ class Image:
         return copy
 
 
-class Container(Role):
-    """A role in a container of this image, under this security context; `role.yaml` is mounted where a ConfigMap would be."""
+@dataclass(frozen=True)
+class Process:
+    """What is run, and as whom. The defaults are those of `RUN` in an image's build."""
 
-    def __init__(self, image: Image, directory: Path, config: str, context: Mapping[str, Any] = SECURITY_CONTEXT) -> None:
-        super().__init__(directory / "config", config)
-        (directory / "config").chmod(0o755)
-        self.configs = [f"--config=/etc/lockgate/{name}" for name in ("config.yaml", "common.yaml")]
-        self._image, self._directory, self._context = image, directory, context
-        self.id = f"lockgate-{os.getpid()}-{self.health_port}"
+    arguments: Sequence[str]
+    environment: Sequence[str] = ()
+    uid: int = 0
+    gid: int = 0
+    groups: Sequence[int] = ()
+    capabilities: Sequence[str] = DEFAULT_CAPABILITIES
+    """Their names in Kubernetes, without CAP_."""
+    no_new_privileges: bool = False
+    seccomp: bool = True
+    """Whether the runtime's own filter is in force."""
+
+
+@dataclass
+class Container:
+    """One process in this image; `directory` is where runc keeps what it knows of it."""
+
+    id: str
+    directory: Path
+    image: Image
+    process: Process
+    mounts: Sequence[Mapping[str, Any]] = ()
+    """As in the runtime's configuration."""
+    has_read_only_root: bool = False
+    network: str = ""
+    """The path of a network namespace; the host's where it is empty."""
+    hostname: str = field(default="container")
 
     def command(self) -> list[str]:
-        arguments = [*self._image.config["config"]["Entrypoint"], "run", *self.configs]
-        (bundle := self._directory / "bundle").mkdir()
-        spec = specification(self._image, arguments, self._context, {"/etc/lockgate": self._directory / "config"})
-        (bundle / "config.json").write_text(json.dumps(spec))
+        """What runs it to its end; signals are passed on."""
+        bundle = self.directory / f"{self.id}.bundle"
+        bundle.mkdir(parents=True)
+        (bundle / "config.json").write_text(json.dumps(self._specification()))
         return [*self._runc(), "run", "--bundle", str(bundle), self.id]
 
-    def execute(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        """Runs a command in the container, as `kubectl exec` does."""
-        return subprocess.run([*self._runc(), "exec", self.id, *command], capture_output=True, text=True, timeout=30, check=False)
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end."""
+        return subprocess.run(self.command(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+
+    def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the running container, as `kubectl exec` does."""
+        return subprocess.run([*self._runc(), "exec", self.id, *command], capture_output=True, text=True, timeout=60, check=False)
 
     def pid(self) -> int:
-        """The role's process, as the host counts."""
+        """The process, as the host counts."""
         state = subprocess.run([*self._runc(), "state", self.id], capture_output=True, text=True, timeout=30, check=True).stdout
         return int(json.loads(state)["pid"])
 
     def _runc(self) -> list[str]:
         assert RUNC
-        return [RUNC, "--root", str(self._directory / "runc")]
+        return [RUNC, "--root", str(self.directory / "runc")]
+
+    def _specification(self) -> dict[str, Any]:
+        """The runtime's configuration (OCI Runtime Specification 1.0)."""
+        assert RUNC
+        with TemporaryDirectory() as empty:
+            subprocess.run([RUNC, "spec"], cwd=empty, check=True, timeout=30)
+            spec: dict[str, Any] = json.loads((Path(empty) / "config.json").read_text())
+        own = self.process
+        capabilities = [f"CAP_{name}" for name in own.capabilities]
+        spec["process"] |= {
+            "terminal": False,
+            "user": {"uid": own.uid, "gid": own.gid, "additionalGids": list(own.groups)},
+            "args": list(own.arguments),
+            "env": [*self.image.config["config"]["Env"], *own.environment],
+            "cwd": self.image.config["config"]["WorkingDir"],
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "noNewPrivileges": own.no_new_privileges,
+            "rlimits": [],
+        }
+        spec["root"] = {"path": str(self.image.root), "readonly": self.has_read_only_root}
+        spec["hostname"] = self.hostname
+        spec["mounts"] = [each for each in spec["mounts"] if each["destination"] != "/sys/fs/cgroup"]
+        # What is mounted below another mount comes after it.
+        spec["mounts"] += sorted(self.mounts, key=lambda each: str(each["destination"]).rstrip("/").count("/"))
+        spaces = [each for each in spec["linux"]["namespaces"] if each["type"] not in ("network", "cgroup")]
+        spec["linux"]["namespaces"] = spaces + [{"type": "network", "path": self.network}] * bool(self.network)
+        del spec["linux"]["resources"]
+        if own.seccomp:
+            spec["linux"]["seccomp"] = _seccomp(frozenset(capabilities))
+        return spec
 
 
-def run(image: Image, directory: Path, command: Sequence[str], context: Mapping[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """Runs one command in a container to its end, as `RUN` does."""
-    assert RUNC
-    (bundle := directory / "bundle").mkdir(parents=True)
-    (bundle / "config.json").write_text(json.dumps(specification(image, command, context, {})))
-    name = f"lockgate-{os.getpid()}-run"
-    whole = [RUNC, "--root", str(directory / "runc"), "run", "--bundle", str(bundle), name]
-    return subprocess.run(whole, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-
-
-def specification(image: Image, arguments: Sequence[str], context: Mapping[str, Any], mounts: Mapping[str, Path]) -> dict[str, Any]:
-    """The runtime's configuration (OCI Runtime Specification 1.0) for this command under a container's securityContext."""
-    assert RUNC
-    with TemporaryDirectory() as empty:
-        subprocess.run([RUNC, "spec"], cwd=empty, check=True, timeout=30)
-        spec: dict[str, Any] = json.loads((Path(empty) / "config.json").read_text())
-    user = context.get("runAsUser", 0)
-    assert user or not context.get("runAsNonRoot"), "a kubelet would refuse this"
-    drops_all = "ALL" in context.get("capabilities", {}).get("drop", ())
-    kept = context.get("capabilities", {}).get("add", []) if drops_all else spec["process"]["capabilities"]["bounding"]
-    spec["process"] |= {
-        "terminal": False,
-        "user": {"uid": user, "gid": context.get("runAsGroup", 0)},
-        "args": list(arguments),
-        "env": image.config["config"]["Env"],
-        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), kept),
-        "noNewPrivileges": not context.get("allowPrivilegeEscalation", True),
-        "rlimits": [],
-    }
-    spec["root"] = {"path": str(image.root), "readonly": bool(context.get("readOnlyRootFilesystem"))}
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != "/sys/fs/cgroup"]
-    spec["mounts"].append(
-        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "noexec", "mode=1777"]}
-    )
-    for place, source in mounts.items():
-        spec["mounts"].append({"destination": place, "type": "bind", "source": str(source), "options": ["bind", "ro"]})
-    spec["linux"]["namespaces"] = [space for space in spec["linux"]["namespaces"] if space["type"] not in ("network", "cgroup")]
-    del spec["linux"]["resources"]
-    if context.get("seccompProfile", {}).get("type") == "RuntimeDefault":
-        spec["linux"]["seccomp"] = _seccomp(frozenset(kept))
-    return spec
+def bind(source: Path, destination: str, *, read_only: bool = False) -> dict[str, Any]:
+    """A mount of this directory or file."""
+    options = ["rbind", "rprivate", "ro" if read_only else "rw"]
+    return {"destination": destination, "type": "bind", "source": str(source), "options": options}
 
 
 def _seccomp(capabilities: frozenset[str]) -> dict[str, Any]:

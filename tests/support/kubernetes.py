@@ -127,17 +127,22 @@ async def sample(
 
 
 @contextmanager
-def sample_in_thread(store: ObjectStore) -> Iterator[str]:
-    """A running sample API in a thread, for tests that block; gives its URL. The store is not to be touched meanwhile."""
+def sample_in_thread(
+    store: ObjectStore, enter: Callable[[], None] = lambda: None, host: str = "127.0.0.1", port: int = 0, tls: Any = None, **options: Any
+) -> Iterator[str]:
+    """A running sample API in a thread, for tests that block; gives its URL. The store is not to be touched meanwhile.
+
+    The thread begins with `enter`; `options` are SampleApi's.
+    """
     loop, ending = asyncio.new_event_loop(), asyncio.Event()
     started: Future[str] = Future()
 
     async def serve() -> None:
-        async with SampleApi(store).serve() as url:
+        async with SampleApi(store, **options).serve(host, port, tls) as url:
             started.set_result(url)
             await ending.wait()
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=enter) as pool:
         served = pool.submit(loop.run_until_complete, serve())
         try:
             yield started.result(10)

@@ -6,6 +6,7 @@ dnsmasq.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -13,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 from support.policies import Cluster, Connection, nftables
 
@@ -32,8 +34,26 @@ missing = (
 )
 """Why it cannot run here; empty where it can."""
 _numbers = itertools.count()
+_NEW_NETWORK = 0x40000000
+"""CLONE_NEWNET."""
 _ROUTER = "100.127.255.1"
 """What every pod sends through; the same address on each link."""
+
+
+T = TypeVar("T")
+
+
+def enter(namespace: str) -> None:
+    """Moves this thread, and none of the others, into the network namespace at this path: sockets that it makes belong there."""
+    with open(namespace, "rb") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+
+def within(namespace: str, call: Callable[[], T]) -> T:
+    """What this gives in a thread of its own in that network namespace."""
+    with ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,)) as pool:
+        return pool.submit(call).result()
 
 
 class Network:
@@ -49,6 +69,10 @@ class Network:
     def namespace(self, name: str) -> str:
         """Of a place, or of `router`."""
         return f"{self._prefix}-{name}"
+
+    def path(self, name: str) -> str:
+        """Of the namespace of a place."""
+        return f"/run/netns/{self.namespace(name)}"
 
     def inside(self, name: str) -> list[str]:
         """What to put before a command that is to run there."""

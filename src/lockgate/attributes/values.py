@@ -67,7 +67,7 @@ def text(value: AnyValue) -> str:
         case bool():
             return "true" if plain else "false"
         case float():
-            return _float_text(plain)
+            return float_text(plain)
         case bytes():
             return base64.b64encode(plain).decode()
         case _ if kind == "int_value":
@@ -117,8 +117,8 @@ def _fixed(number: float) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def _float_text(number: float) -> str:
-    """As Go's encoding/json: an exponent below 1e-6 and from 1e21 on."""
+def float_text(number: float) -> str:
+    """As pdata and Go's encoding/json write a double: an exponent below 1e-6 and from 1e21 on."""
     if not number or 1e-6 <= abs(number) < 1e21 or not math.isfinite(number):
         return _fixed(number)
     mantissa, _, exponent = repr(number).partition("e")

@@ -114,7 +114,7 @@ def privileges(*, config: Config, overrides: Overrides = None, format: Literal["
 
     configuration = load(config, overrides)
     found = look([each.settings for each in configuration.used()], [need for _, need in configuration.needs()])
-    print(json.dumps(found.status(), indent=2) if format == "json" else "\n".join(text for _, text in found.lines()))
+    print(json.dumps(found.status(), indent=2) if format == "json" else "\n".join(text for _, text in found.lines(each=True)))
     return 0 if found.is_enough else 1
 
 

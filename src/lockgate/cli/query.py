@@ -48,18 +48,37 @@ def query(sql: str, /, *, format: Literal["table", "json", "csv"] = "table", max
     return 0
 
 
+LEAST_WIDTH = 12
+"""Characters that a folded column needs to be read; where columns have less, each row stands upright."""
+
+
 def _table(columns: list[str], rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    cells = [[Text(visible(_cell(row[column]))) for column in columns] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         is_number = any(isinstance(row[column], int | float) and not isinstance(row[column], bool) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(_cell(row[column]))) for column in columns))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    for row in cells:
+        table.add_row(*row)
+    width = Measurement.get(console, console.options.update(max_width=1 << 30), table).maximum
+    if console.is_terminal and width > console.width and len(columns) * LEAST_WIDTH > console.width:
+        for number, row in enumerate(cells, 1):
+            upright = Table(box=None, pad_edge=False, show_header=False, title=f"row {number}", title_justify="left")
+            upright.add_column(style="bold", no_wrap=True)
+            upright.add_column(overflow="fold")
+            for column, cell in zip(columns, row, strict=True):
+                upright.add_row(column, cell)
+            console.print(upright)
+    elif console.is_terminal:
+        console.print(table)
+    else:  # what reads a pipe finds a row in a line
+        Console(width=max(width, 1)).print(table)
 
 
 def _cell(value: Any) -> str:

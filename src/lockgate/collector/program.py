@@ -131,7 +131,7 @@ class Program:
             except Exception:  # it only reports
                 log.exception("cannot try what this process may read; a bug")
             else:
-                for level, text in self._privileges.lines():
+                for level, text in self._privileges.lines(each=False):
                     if self._privileges.has_readers or level > logging.INFO:
                         log.log(level, "%s", text)
 

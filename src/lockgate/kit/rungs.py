@@ -8,6 +8,7 @@ computed, nor what security modules, Landlock, or a file server refuse: where th
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -135,12 +136,15 @@ class Way:
 
     @classmethod
     def to(cls, path: str, status: Callable[[str], os.stat_result] = os.stat) -> Way:
-        """The way to this absolute path, and on to where its links lead. A directory is entered and listed at its end, a file read."""
+        """The way to this path, and on to where its links lead. A directory is entered and listed at its end, a file read."""
+        path = os.path.abspath(path)
         real = os.path.realpath(path)
         steps: list[Step] = []
         try:
-            for each in dict.fromkeys(str(parent) for end in (path, real) for parent in reversed(Path(end).parents)):
-                steps.append(Step(each, status(each), os.X_OK))
+            directories = _down_to(os.path.dirname(path))
+            if real != path:
+                directories = tuple(dict.fromkeys(directories + _down_to(os.path.dirname(real))))
+            steps.extend(Step(each, status(each), os.X_OK) for each in directories)
             end = status(real)
         except OSError:
             return cls(tuple(steps), is_whole=False)
@@ -157,6 +161,12 @@ class Way:
             for step in self.steps
             if not who.may(step.status, step.wanted) and Identity(who.uid, who.groups | {step.status.st_gid}).may(step.status, step.wanted)
         )
+
+
+@functools.lru_cache(256)  # files come by the directory
+def _down_to(directory: str) -> tuple[str, ...]:
+    above = os.path.dirname(directory)
+    return (directory,) if above == directory else (*_down_to(above), directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +193,23 @@ class Grant:
 
 
 def least(ways: Iterable[Way], process: Process, lowest: Rung = Rung.GROUP, keep: frozenset[int] = frozenset()) -> Grant:
-    """The lowest rung, from `lowest` on, that goes all of these ways, as far as they can be seen; with groups `keep` and others."""
+    """The lowest rung, from `lowest` on, that goes all of these ways, as far as they can be seen.
+
+    `keep` are groups that are needed for something else, as long as it is `lowest`.
+    """
     ways = list(ways)
-    return next(grant for rung in Rung if rung >= lowest and (grant := granted(ways, process, rung, keep)) is not None)
+    grants = (best(ways, process, rung, keep if rung is lowest else frozenset()) for rung in Rung if rung >= lowest)
+    return next(grant for grant in grants if grant.rung is Rung.CAPABILITY or _is_enough(grant, ways, process))
 
 
-def granted(ways: Iterable[Way], process: Process, rung: Rung, keep: frozenset[int] = frozenset()) -> Grant | None:
-    """This rung with the groups that it takes to go all of these ways; None where it cannot."""
-    ways = list(ways)
-    groups = keep.union(*(way.groups(process.on(rung, keep)) for way in ways))
-    who = process.on(rung, groups)
-    return Grant(rung, groups) if len(groups) <= _MAX_GROUPS and not any(way.barrier(who) for way in ways) else None
+def best(ways: Iterable[Way], process: Process, rung: Rung, keep: frozenset[int] = frozenset()) -> Grant:
+    """This rung, with all groups that help it on these ways."""
+    return Grant(rung, keep.union(*(way.groups(process.on(rung, keep)) for way in ways)))
+
+
+def _is_enough(grant: Grant, ways: Iterable[Way], process: Process) -> bool:
+    who = process.on(grant.rung, grant.groups)
+    return len(grant.groups) <= _MAX_GROUPS and not any(way.barrier(who) for way in ways)
 
 
 def _listed(groups: Iterable[int]) -> str:

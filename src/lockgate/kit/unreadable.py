@@ -1,5 +1,7 @@
 """Why this process may not read a file or write to a directory, and what would let it."""
 
+import stat
+
 from lockgate.kit.rungs import Process, Way, least
 
 REFUSED_ELSEWHERE = "owner and mode would allow it, so no privilege mends it: the sandbox, SELinux, AppArmor or a file server refuses"
@@ -18,7 +20,8 @@ def _mend(error: OSError, process: Process, way: Way, barrier: object) -> list[s
     if way.is_whole and barrier is None:
         return [REFUSED_ELSEWHERE]
     grant = least([way], process, process.rung, process.extra_groups)
-    seen = "" if way.is_whole else " at least, as what lies behind that cannot be seen from here"
+    is_file = way.is_whole and not stat.S_ISDIR(way.steps[-1].status.st_mode)
+    seen = "" if is_file else " at least, as what lies behind that cannot be seen from here"
     return [f"it takes {grant}{seen}: {', '.join(grant.values)}"]
 
 

@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from lockgate.kit.rungs import Grant, Identity, Process, Rung, Way, granted, least
+from lockgate.kit.rungs import Grant, Identity, Process, Rung, Way, best, least
 from lockgate.kit.unreadable import REFUSED_ELSEWHERE, describe_unreadable, describe_unwritable
-from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Write
+from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Tried, Write
 
 MAX_PATHS = 4096
 """Of each component, tried and judged. A node of 500 pods has some 3,000 files and directories."""
@@ -56,7 +56,8 @@ class Standing:
     reads: Reach
 
     def __str__(self) -> str:
-        return f"{self.rung} {'holds' if self.holds else 'does not hold'} here ({self.why})"
+        who = f"{self.rung}, in groups {', '.join(map(str, self.groups))}," if self.groups else self.rung
+        return f"privilege {who} {'holds' if self.holds else 'does not hold'} here ({self.why})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +103,19 @@ class Privileges:
         """Whether everything can be read, and written."""
         return self.reads == self.found and not any(state.problem for state in self.states)
 
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """(level of logging, text): what a human reads once."""
+    def lines(self, *, each: bool) -> Iterator[tuple[int, str]]:
+        """(level of logging, text): what a human reads once. With `each`, also what is wrong with what; receivers log that themselves."""
         found = self.found
         part = "" if self.is_all else " (not all there are)"
         tried = f"tried {found.files} files and {found.directories} directories{part}: {self.reads.of(found)}"
         yield (
             logging.INFO,
-            f"privileges: {self.process}, capabilities {_some(self.process.capabilities)}; {tried if self.has_readers else self.verdict}",
+            f"privileges: {self.process}, with {_some(self.process.capabilities)}; {tried if self.has_readers else self.verdict}",
         )
         yield from ((logging.INFO, f"{path} is not there yet") for path in self.missing)
         if found.files or found.directories:
-            yield from ((logging.INFO, f"privilege {standing}; {standing.reads.of(self.found)}") for standing in self.standings)
-            yield from ((logging.ERROR, text) for text in self.unreadable)
+            yield from ((logging.INFO, f"{standing}; {standing.reads.of(self.found)}") for standing in self.standings)
+            yield from ((logging.ERROR, text) for text in self.unreadable if each)
             level = logging.ERROR if self.verdict in ("too little", "refused elsewhere") else logging.INFO
             yield level, f"privileges are {self.verdict}" + "".join(f"; {text}" for text in self.advice)
         for state in self.states:
@@ -144,54 +145,69 @@ class Privileges:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was tried, and what stands in the way to it."""
+
+    tried: Tried
+    way: Way
+    is_elsewhere: bool
+    """Whether the kernel refuses what mode and owner would let this process do: then no rung helps."""
+
+    @property
+    def hides(self) -> bool:
+        """Whether there may be more that cannot be seen."""
+        return self.tried.error is not None and (self.tried.is_directory or not self.way.is_whole)
+
+    def is_read_by(self, who: Identity, process: Process) -> bool:
+        if who == process.identity:
+            return self.tried.error is None  # the kernel's own answer
+        return not self.is_elsewhere and not self.way.barrier(who)
+
+
 def look(components: Iterable[ComponentSettings], needs: Iterable[Need]) -> Privileges:
     """Tries, and looks at the directories that are written to. Blocks: for a thread."""
     process, needs = Process.here(), list(needs)
     taken = [list(islice(settings.try_reading(), MAX_PATHS + 1)) for settings in components]
-    all_tried = [each for several in taken for each in several[:MAX_PATHS]]
-    missing = tuple(each.path for each in all_tried if isinstance(each.error, FileNotFoundError))
-    tried = [each for each in all_tried if not isinstance(each.error, FileNotFoundError)]
     status = functools.cache(os.stat)  # a thousand files have few directories
-    ways = [Way.to(each.path, status) for each in tried]
-    # Where mode and owner let this process pass and the kernel does not, no rung would help.
-    elsewhere = [
-        each.error is not None and way.is_whole and not way.barrier(process.identity) for each, way in zip(tried, ways, strict=True)
-    ]
-    judged = [way for way, is_elsewhere in zip(ways, elsewhere, strict=True) if not is_elsewhere]
-    grant = least(judged, process)
-
-    def reach(who: Identity) -> Reach:
-        # For those that stand where this process stands, the kernel has answered.
-        reads = [
-            each.error is None if who == process.identity else not is_elsewhere and not way.barrier(who)
-            for each, way, is_elsewhere in zip(tried, ways, elsewhere, strict=True)
-        ]
-        files = sum(it and not each.is_directory for it, each in zip(reads, tried, strict=True))
-        return Reach(files, sum(reads) - files)
+    seen: list[_Seen] = []
+    missing: list[str] = []
+    for tried in (each for several in taken for each in several[:MAX_PATHS]):
+        if isinstance(tried.error, FileNotFoundError):
+            missing.append(tried.path)
+            continue
+        way = Way.to(tried.path, status)
+        seen.append(_Seen(tried, way, tried.error is not None and way.is_whole and not way.barrier(process.identity)))
+    ways = [each.way for each in seen if not each.is_elsewhere]
+    grant = least(ways, process)
 
     def standing(rung: Rung) -> Standing:
-        extra = (granted(judged, process, rung) or Grant(rung)).groups
+        extra = best(ways, process, rung).groups
         groups = extra | ({0} if rung is Rung.GROUP else set())
-        return Standing(rung.name.lower(), tuple(sorted(groups)), *_holds(process, rung, groups), reach(process.on(rung, extra)))
+        reads = _reach(seen, process, process.on(rung, extra))
+        return Standing(rung.name.lower(), tuple(sorted(groups)), *_holds(process, rung, groups), reads)
 
-    found = Reach(sum(not each.is_directory for each in tried), sum(each.is_directory for each in tried))
-    reads = reach(process.identity)
-    closed = [(each.path, each.error) for each in tried if each.error is not None]
-    hidden = sum(not way.is_whole for way in judged)
-    verdict, advice = _judge(process, grant, needs, found, reads, any(elsewhere), hidden, judged)
+    verdict, advice = _judge(process, grant, seen, needs)
+    closed = ((each.tried.path, each.tried.error) for each in seen if each.tried.error is not None)
     return Privileges(
         process,
-        found,
-        reads,
-        all(len(several) <= MAX_PATHS for several in taken),
-        missing,
-        tuple(describe_unreadable(path, error) for path, error in closed[:_MAX_NAMED]),
-        tuple(map(standing, Rung)),
-        grant,
-        verdict,
-        advice,
-        tuple(_states(needs)),
+        found=_reach(seen, process),
+        reads=_reach(seen, process, process.identity),
+        is_all=all(len(several) <= MAX_PATHS for several in taken),
+        missing=tuple(missing),
+        unreadable=tuple(describe_unreadable(path, error) for path, error in islice(closed, _MAX_NAMED)),
+        standings=tuple(map(standing, Rung)),
+        least=grant,
+        verdict=verdict,
+        advice=advice,
+        states=tuple(_states(needs)),
     )
+
+
+def _reach(seen: Iterable[_Seen], process: Process, who: Identity | None = None) -> Reach:
+    """How much of it these read; without any, all of it."""
+    kinds = [each.tried.is_directory for each in seen if who is None or each.is_read_by(who, process)]
+    return Reach(kinds.count(False), kinds.count(True))
 
 
 def _holds(process: Process, rung: Rung, groups: frozenset[int]) -> tuple[bool, str]:
@@ -206,36 +222,29 @@ def _holds(process: Process, rung: Rung, groups: frozenset[int]) -> tuple[bool, 
         return True, f"{' and '.join(sorted(process.capabilities & {'DAC_READ_SEARCH', 'DAC_OVERRIDE'}))} in effect"
     why = "DAC_READ_SEARCH is not in effect"
     if process.uid and "DAC_READ_SEARCH" in process.bounding:
-        why += f", although it was added: for uid {process.uid} it does nothing without an ambient set, which Kubernetes does not give"
+        why += f", although it may be had: for uid {process.uid} it does nothing without an ambient set, which Kubernetes does not give"
     return False, why
 
 
-def _judge(
-    process: Process,
-    grant: Grant,
-    needs: Iterable[Need],
-    found: Reach,
-    reads: Reach,
-    is_refused_elsewhere: bool,
-    hidden: int,
-    ways: list[Way],
-) -> tuple[Verdict, tuple[str, ...]]:
+def _judge(process: Process, grant: Grant, seen: list[_Seen], needs: Iterable[Need]) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict, and what to do about it."""
-    if not (found.files or found.directories):
+    if not seen:
         return "nothing to read", tuple(_unused(process, set(), needs))
-    if reads != found:
-        lost = f"{found.files - reads.files} files and {found.directories - reads.directories} directories cannot be read"
-        if is_refused_elsewhere and not any(way.barrier(process.identity) or not way.is_whole for way in ways):
+    if closed := [each for each in seen if each.tried.error is not None]:
+        directories = sum(each.tried.is_directory for each in closed)
+        example = closed[0].tried.path
+        lost = f"{len(closed) - directories} files and {directories} directories cannot be read, such as {example}"
+        if all(each.is_elsewhere for each in closed):
             return "refused elsewhere", (lost, REFUSED_ELSEWHERE)
-        seen = f" at least ({hidden} of them hide what lies behind them)" if hidden else ""
-        return "too little", (lost, f"it takes {grant}{seen}: {', '.join(grant.values)}")
+        hidden = " at least, as what lies behind that cannot be seen from here" if any(each.hides for each in closed) else ""
+        return "too little", (lost, f"it takes {grant}{hidden}: {', '.join(grant.values)}")
     more: list[str] = []
     if process.rung > grant.rung:
         more.append(f"{grant} would read as much: {', '.join(grant.values)}")
-        if any(_has_access_list(way.steps[-1].path) for way in ways):
-            more.append("some of it has access control lists, which are not computed: try it on one node first")
     elif process.rung is Rung.GROUP and (idle := sorted(process.extra_groups - grant.groups)):
         more.append(f"nothing that was found is read by way of group {', '.join(map(str, idle))}")
+    if more and any(_has_access_list(each.way.steps[-1].path) for each in seen):
+        more.append("some of it has access control lists, which are not computed: try it on one node first")
     more += _unused(process, {"DAC_READ_SEARCH"} if grant.rung is Rung.CAPABILITY else set(), needs)
     return ("more than needed", tuple(more)) if more else ("enough", ())
 
@@ -245,11 +254,11 @@ def _unused(process: Process, used: set[str], needs: Iterable[Need]) -> Iterator
     if any(isinstance(need, Listen) and 0 < need.port < 1024 for need in needs):
         used = used | {"NET_BIND_SERVICE"}
     if idle := sorted(process.capabilities - used):
-        yield f"nothing here uses the capabilities {_some(idle)}: drop: [ALL]" + "".join(f", add: [{each}]" for each in sorted(used))
+        yield f"nothing here uses {_some(idle)}: drop: [ALL]" + "".join(f", add: [{each}]" for each in sorted(used))
 
 
 def _some(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) if 0 < len(names) <= _MAX_NAMED_CAPABILITIES else f"nearly all ({len(names)})" if names else "none"
+    return ", ".join(sorted(names)) if 0 < len(names) <= _MAX_NAMED_CAPABILITIES else f"{len(names) or 'no'} capabilities"
 
 
 def _has_access_list(path: str) -> bool:

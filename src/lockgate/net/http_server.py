@@ -165,8 +165,15 @@ Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 class HttpServer:
     """Serves `handler` at the endpoint between `start` and `stop`."""
 
-    def __init__(self, settings: HttpServerSettings, context: Context, handler: Handler) -> None:
-        self.settings, self._context, self._handler = settings, context, handler
+    def __init__(
+        self,
+        settings: HttpServerSettings,
+        context: Context,
+        handler: Handler,
+        note_refused: Callable[[BaseRequest, HttpRefusal], object] = lambda request, refusal: None,
+    ) -> None:
+        """`note_refused` is told of each request that is refused before `handler` sees it."""
+        self.settings, self._context, self._handler, self._note_refused = settings, context, handler, note_refused
         self.budget = ByteBudget(settings.max_bytes_in_flight)
         self._encodings = frozenset(settings.compression_algorithms) | ({"identity"} if "" in settings.compression_algorithms else set())
         self._headers = {name: value.get_secret_value() for name, value in settings.response_headers.items()}
@@ -336,7 +343,9 @@ class HttpServer:
                 headers = {name.lower(): value for name, value in request.headers.items()}
                 await self._context.host.extension(self.settings.auth.authenticator).authenticate(headers)
             except PermissionError as error:
-                raise HttpRefusal(401, f"not authenticated: {error}") from None
+                refusal = HttpRefusal(401, f"not authenticated: {error}")
+                self._note_refused(request, refusal)
+                raise refusal from None
         return await self._handler(request)
 
     def _origin(self, request: BaseRequest) -> str | None:

@@ -30,7 +30,7 @@ class OtlpHttp:
 
     def __init__(self, settings: HttpServerSettings, paths: Mapping[str, Signal], context: Context, intake: Intake) -> None:
         self.paths, self.context, self.intake = paths, context, intake
-        self.server = HttpServer(settings, context, self.serve)
+        self.server = HttpServer(settings, context, self.serve, self.note_refused)
         self._sometimes = Sometimes(context.clock)
 
     @property

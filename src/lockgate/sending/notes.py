@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -140,6 +141,10 @@ class Damaged(msgspec.Struct, array_like=True, tag="damaged", frozen=True):
 
     sequences: list[Span]
     records: list[tuple[int, QueuedRecord]]
+    unnoted: list[OriginFields] = []
+    """What else is given back: of records whose notes are damaged as well, perhaps also of some that were delivered."""
+    stranded: list[tuple[str, str, int]] = []
+    """(reader, source, records): counted as pending, and of no record that there still is."""
 
 
 Change = Queued | Settled | Damaged
@@ -352,6 +357,20 @@ class Knowledge:
         """The sequences of [start, end) that some reader is not done with."""
         return Ranges(span for ranges in self.done.values() for span in ranges.missing(start, end))
 
+    def stranded(self, there: Mapping[int, QueuedRecord]) -> list[tuple[str, str, int]]:
+        """What is counted as pending, by reader and source, and is in none of these, which are all that can be known of, by sequence."""
+        found = []
+        with self._lock:
+            for name in self.done:
+                waiting = Counter[str]()
+                for record in (record for sequence, record in there.items() if not self.is_done(name, sequence)):
+                    for source, *_, records, _ in record.origins or [("", 0, 0, 0, record.items, 0)]:
+                        waiting[source] += records
+                for source, account in self._accounts.items():
+                    if (share := account.shares.get(name)) is not None and share.pending > waiting[source]:
+                        found.append((name, source, share.pending - waiting[source]))
+        return found
+
     def _queue(self, sequence: int, record: QueuedRecord, time_unix_nano: int) -> None:
         if self.noted.reach(sequence) > sequence:  # a block of notes that stands at another place as well
             return
@@ -397,24 +416,37 @@ class Knowledge:
             waiting = [name for name in self.done if not self.is_done(name, sequence)]
             for at in range(0, len(record.ids), ID_BYTES):
                 self._ids.pop(record.ids[at : at + ID_BYTES], None)  # else what is sent again would be taken for a repetition
-            for source, start, end, lines, records, filtered in (record.origins or [("", 0, 0, 0, record.items, 0)]) if waiting else ():
-                if start < end:
-                    if (ranges := self._durable.get(source)) is not None:
-                        ranges.remove(start, end)
-                    self._lost.setdefault(source, Ranges()).add(start, end)
-                if source:
-                    self._account(source).add(Account(-lines, -records, {}, -filtered))
+            for origin in (record.origins or [("", 0, 0, 0, record.items, 0)]) if waiting else ():
+                self._give_back(origin)
                 for name in waiting:
-                    share = self._share(source, name)
-                    if source:
-                        share.damaged += records
-                    else:
-                        share.rejected[DAMAGED] = share.rejected.get(DAMAGED, 0) + records
-                    if not share.pending:
-                        share.since_unix_nano = 0
+                    self._lose(name, origin[0], origin[4], bool(origin[0]))
+        for origin in entry.unnoted:
+            self._give_back(origin)
+        for name, source, records in entry.stranded:
+            self._lose(name, source, records, source in self._lost)
         for ranges in self.done.values():
             for span in entry.sequences:
                 ranges.add(*span)
+
+    def _give_back(self, origin: OriginFields) -> None:
+        """Its bytes are to be read again, and to be counted then."""
+        source, start, end, lines, records, filtered = origin
+        if start < end:
+            if (ranges := self._durable.get(source)) is not None:
+                ranges.remove(start, end)
+            self._lost.setdefault(source, Ranges()).add(start, end)
+        if source:
+            self._account(source).add(Account(-lines, -records, {}, -filtered))
+
+    def _lose(self, reader: str, source: str, records: int, is_given_back: bool) -> None:
+        """These wait for the reader no more."""
+        share = self._share(source, reader)
+        if is_given_back:
+            share.damaged += records
+        else:
+            share.rejected[DAMAGED] = share.rejected.get(DAMAGED, 0) + records
+        if not share.pending:
+            share.since_unix_nano = 0
 
     def _account(self, source: str) -> Account:
         if (account := self._accounts.get(source)) is not None:

@@ -31,7 +31,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -44,6 +44,7 @@ from lockgate.kit.ranges import Ranges
 from lockgate.net.compression import CorruptBody, TooLarge, compress, decompress
 from lockgate.sending.notebook import HEADER, NOTES_MAGIC, VERSION, Notebook, header, sync_directory, version_of, write
 from lockgate.sending.notes import (
+    Account,
     Change,
     Damaged,
     Knowledge,
@@ -53,6 +54,7 @@ from lockgate.sending.notes import (
     QueuedRecord,
     SegmentNote,
     Settled,
+    Snapshot,
     origin_fields,
     origins_of,
     queued_record,
@@ -609,35 +611,63 @@ class Journal:
         waiting = Ranges(span for each in sequences for span in self.knowledge.pending(*each))
         if not waiting:
             return
-        spans, known = list(waiting), list[tuple[int, QueuedRecord]]()
-        for queued in self._notebook.queued(spans[0][0], spans[-1][1]):
-            known += [it for it in enumerate(queued.records, queued.first) if waiting.reach(it[0]) > it[0]]
-        unknown = Ranges(waiting)
-        for sequence, _ in known:
-            unknown.remove(sequence, sequence + 1)
-        known += [(start, self._by_snapshots(start)) for start, _ in unknown]
-        self._outbox.append(damaged := Damaged(spans, known))
+        damaged = self._damage_of(waiting, counted)
+        self._outbox.append(damaged)
         self.knowledge.apply(damaged)
-        self._given_back += origins_of(record for _, record in known)
+        self._given_back += origins_of([*(record for _, record in damaged.records), QueuedRecord(damaged.unnoted, b"", 0)])
         records = sum(end - start for start, end in waiting & counted)
         self.damaged_records += records
         if records:
             self._log.error("%s: %d batches are lost to damage, and given back where they came from files", self._directory, records)
         self._flush_if_possible()
 
-    def _by_snapshots(self, sequence: int) -> QueuedRecord:
-        """What became durable between the snapshots around this sequence, and was noted of no record: the note is damaged as well."""
-        before, after = self._notebook.snapshots(sequence)
-        if before is None or after is None:
-            return QueuedRecord([], b"", 0)
-        added = {source: Ranges(spans) for source, spans in after.durable.items()}
-        for queued in self._notebook.queued(before.next, after.next):
-            for source, start, end, *_ in (origin for record in queued.records for origin in record.origins if origin[0] in added):
-                added[source].remove(start, end)
-        for source in added:
-            for span in before.durable.get(source, ()):
-                added[source].remove(*span)
-        return QueuedRecord([(source, start, end, 0, 0, 0) for source, spans in added.items() for start, end in spans], b"", 0)
+    def _damage_of(self, waiting: Ranges, counted: Ranges) -> Damaged:
+        spans = list(waiting)
+        noted = self._noted(spans[0][0], spans[-1][1])
+        known = [(sequence, record) for sequence, record in noted.items() if waiting.reach(sequence) > sequence]
+        unknown = Ranges(waiting)
+        for sequence, _ in known:
+            unknown.remove(sequence, sequence + 1)
+        if not unknown:
+            return Damaged(spans, known)
+        # The notes are damaged as well. Of what they do not tell, that is lost which cannot be read: now, so that it is given back once.
+        there = self._noted(1, self._next)
+        missing = Ranges([(1, self._next)])
+        for sequence in there:
+            missing.remove(sequence, sequence + 1)
+        there |= (read := self._read_all(missing))
+        for sequence in read:
+            missing.remove(sequence, sequence + 1)
+        for more in [each for span in self.knowledge.pending(1, self._next) & missing for each in waiting.missing(*span)]:
+            waiting.add(*more)
+            counted.add(*more)
+        between = dict[int, tuple[Snapshot, Snapshot]]()
+        for start, _ in waiting & missing:
+            before, after = self._notebook.snapshots(start)
+            if before is not None and after is not None:
+                between[before.next] = before, after
+        unnoted = [origin for snapshots in between.values() for origin in _unnoted(*snapshots, there)]
+        return Damaged(list(waiting), known, unnoted, self.knowledge.stranded(there))
+
+    def _noted(self, first: int, end: int) -> dict[int, QueuedRecord]:
+        """By sequence, what was noted of records in [first, end), and of some besides."""
+        return {
+            sequence: record for queued in self._notebook.queued(first, end) for sequence, record in enumerate(queued.records, queued.first)
+        }
+
+    def _read_all(self, sequences: Ranges) -> dict[int, QueuedRecord]:
+        """By sequence, those of these records that are in segments and whole."""
+        found = dict[int, QueuedRecord]()
+        for segment in self._segments.values():
+            if not Ranges([(segment.number, segment.end)]) & sequences:
+                continue
+            with contextlib.suppress(FileNotFoundError), open(segment.path, "rb", buffering=0) as file:
+                for head in _walk(file.fileno(), segment.number, HEADER.size, segment.size):
+                    if not isinstance(head, _Head) or sequences.reach(head.sequence) <= head.sequence:
+                        continue
+                    if (batch := _read(file.fileno(), head)) is not None:
+                        found[head.sequence] = queued_record(batch)
+        return found
 
     def _quarantine(self, descriptor: int, segment: _Segment, start: int, end: int) -> None:
         """Copies damaged bytes, once: a segment may be opened several times before it is delivered."""
@@ -660,6 +690,28 @@ class Journal:
                 copy.unlink(missing_ok=True)
             where = f"nowhere: {error}"
         self._log.error("%s: %d bytes at %d are damaged; copied to %s", segment.path, end - start, start, where)
+
+
+def _unnoted(before: Snapshot, after: Snapshot, there: Mapping[int, QueuedRecord]) -> Iterator[OriginFields]:
+    """What sources gave between two snapshots, and what of it is in no record that can still be known of: ranges, then counts."""
+    ranges = {source: Ranges(spans) for source, spans in after.durable.items()}
+    for source in ranges:
+        for span in before.durable.get(source, ()):
+            ranges[source].remove(*span)
+    counts = {source: Account(account.lines, account.records, {}, account.filtered) for source, account in after.accounts.items() if source}
+    for source, account in before.accounts.items():
+        if source in counts:
+            counts[source].add(Account(-account.lines, -account.records, {}, -account.filtered))
+    for record in (record for sequence, record in there.items() if before.next <= sequence < after.next):
+        for source, start, end, lines, records, filtered in record.origins:
+            if source in ranges:
+                ranges[source].remove(start, end)
+            if source in counts:
+                counts[source].add(Account(-lines, -records, {}, -filtered))
+    for source, spans in ranges.items():
+        yield from ((source, start, end, 0, 0, 0) for start, end in spans)
+        if spans and source in counts:
+            yield source, 0, 0, counts[source].lines, counts[source].records, counts[source].filtered
 
 
 def _frame(segment: int, position: int, sequence: int, batch: Batch, compression: tuple[str, int | None]) -> bytes:

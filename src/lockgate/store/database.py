@@ -19,6 +19,7 @@ import msgspec
 
 from lockgate.batch import Batch, Signal
 from lockgate.store import rows, schema
+from lockgate.store.arrow import LogStream
 from lockgate.wire.protobuf import DecodeError
 
 
@@ -111,6 +112,7 @@ class Database:
         except duckdb.Error as error:
             with contextlib.suppress(duckdb.Error):
                 self._connection.rollback()
+                self._connection.unregister("arriving")
             if isinstance(error, duckdb.FatalException | duckdb.InternalException):
                 # DuckDB refuses everything after such an error until it is opened again.
                 self.close()
@@ -149,7 +151,13 @@ class Database:
             text = msgspec.json.encode([rows.resource_row(id, raw) for id, raw in resources.items()]).decode()
             connection.execute(schema.INSERT_RESOURCES, {"rows": text})
         for signal, several in by_signal.items():
-            if any(part.count for part in several):
+            if not any(part.count for part in several):
+                continue
+            if signal is Signal.LOGS:
+                connection.register("arriving", LogStream(part.columns for part in several if part.columns))
+                connection.execute(schema.TABLES[signal].insert_columns, {"received": received})
+                connection.unregister("arriving")
+            else:
                 text = b"".join(rows.join(several)).decode()
                 connection.execute(schema.TABLES[signal].insert, {"rows": text, "received": received})
         if new_ids:

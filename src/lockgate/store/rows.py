@@ -1,4 +1,7 @@
-"""Batches as rows: one JSON array per batch, whose objects are named as the table's columns, and the resources that the rows name."""
+"""Batches as rows, and the resources that the rows name.
+
+Log records are columns, written by a kernel. Points and spans are one JSON array per batch, whose objects are named as the table's columns.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from google.protobuf.message import DecodeError as ProtobufError
 
 from lockgate.batch import Signal, message_type
 from lockgate.store.schema import PROMOTED
+from lockgate.wire.columns import LogColumns, Row, log_columns
+from lockgate.wire.otlp import LOGS, validate
 from lockgate.wire.protobuf import DecodeError
 
 _encode = msgspec.json.Encoder().encode
@@ -22,33 +27,38 @@ _MAX_NANO = 2**63 - 1
 
 @dataclass(slots=True)
 class Rows:
-    """What one payload adds to its signal's table: `json` without the brackets of the array, so that several can be joined."""
+    """What one payload adds to its signal's table."""
 
-    json: bytes
     count: int
     resources: dict[int, bytes] = field(default_factory=dict)
     """The raw Resource message by its id."""
+    json: bytes = b""
+    """Points and spans: the array without its brackets, so that several can be joined."""
+    columns: tuple[LogColumns, list[int]] | None = None
+    """Log records, and the id of each of their resources."""
 
 
 def rows(signal: Signal, payload: bytes) -> Rows:
     """The rows of an export request; raises DecodeError where it is not one."""
-    try:
-        message = message_type(signal).FromString(payload)
-    except (ProtobufError, ValueError) as error:  # upb raises ValueError for text that is not UTF-8
-        raise DecodeError(f"not a {signal} export request: {error}") from None
+    if signal is Signal.LOGS:
+        return _log_rows(payload)
+    message = _parsed(signal, payload)
     resources: dict[int, bytes] = {}
     out: list[dict[str, Any]] = []
-    match signal:
-        case Signal.LOGS:
-            for resource in message.resource_logs:
-                _log_rows(resource, _resource_id(resource.resource, resources), out)
-        case Signal.METRICS:
-            for resource in message.resource_metrics:
-                _metric_rows(resource, _resource_id(resource.resource, resources), out)
-        case Signal.TRACES:
-            for resource in message.resource_spans:
-                _span_rows(resource, _resource_id(resource.resource, resources), out)
-    return Rows(_encode(out)[1:-1], len(out), resources)
+    if signal is Signal.METRICS:
+        for entry in message.resource_metrics:
+            _metric_rows(entry, _resource_id(entry.resource.SerializeToString(), resources), out)
+    else:
+        for entry in message.resource_spans:
+            _span_rows(entry, _resource_id(entry.resource.SerializeToString(), resources), out)
+    return Rows(len(out), resources, json=_encode(out)[1:-1])
+
+
+def _parsed(signal: Signal, payload: bytes) -> Any:
+    try:
+        return message_type(signal).FromString(payload)
+    except (ProtobufError, ValueError) as error:  # upb raises ValueError for text that is not UTF-8
+        raise DecodeError(f"not a {signal} export request: {error}") from None
 
 
 def resource_row(id: int, raw: bytes) -> dict[str, Any]:
@@ -63,39 +73,46 @@ def resource_row(id: int, raw: bytes) -> dict[str, Any]:
     return row
 
 
-def _resource_id(resource: Any, resources: dict[int, bytes]) -> int:
-    raw = resource.SerializeToString()
+def _resource_id(raw: bytes, resources: dict[int, bytes]) -> int:
     id = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest())
     resources[id] = raw
     return id
 
 
-def _log_rows(resource: Any, id: int, out: list[dict[str, Any]]) -> None:
-    for scope_logs in resource.scope_logs:
-        scope = scope_logs.scope.name
-        for record in scope_logs.log_records:
-            row: dict[str, Any] = {
-                "resource": id,
-                "time_unix_nano": min(record.time_unix_nano or record.observed_time_unix_nano, _MAX_NANO),
-                "body": _body(record.body),
-            }
-            if record.attributes:
-                row["attributes"] = _attributes(record.attributes)
-            if number := record.severity_number:
-                row["severity_number"] = min(max(number, 0), 255)
-            if text := record.severity_text:
-                row["severity"] = text
-            elif 0 < number < 25:
-                row["severity"] = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")[(number - 1) // 4]
-            if record.trace_id:
-                row["trace_id"] = record.trace_id.hex()
-            if record.span_id:
-                row["span_id"] = record.span_id.hex()
-            if record.event_name:
-                row["event_name"] = record.event_name
-            if scope:
-                row["scope"] = scope
-            out.append(row)
+def _log_rows(payload: bytes) -> Rows:
+    try:
+        validate(payload, LOGS)
+        columns = log_columns(payload, _log_row)
+    except DecodeError as error:
+        raise DecodeError(f"not a logs export request: {error}") from None
+    if columns is None:  # not in the plain form: as upb writes it, it is
+        message = _parsed(Signal.LOGS, payload)
+        message.DiscardUnknownFields()
+        if (columns := log_columns(message.SerializeToString(), _log_row)) is None:
+            raise DecodeError(f"a logs export request of {len(payload)} bytes is too large for the store")
+    resources: dict[int, bytes] = {}
+    ids = [_resource_id(raw, resources) for raw, _ in columns.resources]
+    return Rows(columns.records, resources, columns=(columns, ids))
+
+
+_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
+
+
+def _log_row(encoded: bytes) -> Row:
+    """Any LogRecord, as the kernel would write it."""
+    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+
+    record = LogRecord.FromString(encoded)
+    number = record.severity_number
+    level = _LEVELS[(number - 1) // 4] if 0 < number < 25 else ""
+    texts = (record.severity_text or level, _body(record.body), record.trace_id.hex(), record.span_id.hex(), record.event_name)
+    severity, body, trace_id, span_id, event_name = (text.encode() if text is not None else None for text in texts)
+    attributes = _encode(_attributes(record.attributes)) if record.attributes else None
+    return Row(
+        min(record.time_unix_nano or record.observed_time_unix_nano, _MAX_NANO),
+        min(max(number, 0), 255) if number else None,
+        (severity or None, body, attributes, trace_id or None, span_id or None, event_name or None),
+    )
 
 
 _TEMPORALITY = {1: "delta", 2: "cumulative"}

@@ -1,8 +1,9 @@
 """Fluent Forward messages -> OTLP log records (https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1).
 
-A record becomes what the collector's fluentforward receiver makes of it: the key `log` or `message` is the body, every other key an
-attribute, `fluent.tag` the tag. Values are walked in the stream and never built as objects: a byte of msgpack may be an empty map, which as
-a Python object takes sixty. What comes out is given in pieces, because the tag is repeated in every record: 3 bytes in may be 1,000 out.
+A record becomes what the collector's fluentforward receiver makes of it: the key `log` or `message` is the body (of both the last), every
+other key an attribute, `fluent.tag` the tag. Values are walked in the stream and never built as objects: a byte of msgpack may be an empty
+map, which as a Python object takes sixty. What comes out is given in pieces, because the tag is repeated in every record: 3 bytes in may be
+1,000 out.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _record(reader: Any, raw: bytes, keys: dict[bytes, bytes]) -> bytes:
         metadata = b"" if value == b"\x32\x00" else b"\x32" + _length(_key(b"fluent.metadata", keys) + _delimited(b"\x12", value))
     else:
         time = _time(reader, raw)
-    body = b""
+    body, named = b"", b""
     attributes: dict[bytes, bytes] = {}
     if (size := reader.read_map_header()) > _MAX_KEYS:
         raise DecodeError(f"a record of {size} keys; at most {_MAX_KEYS} are accepted")
@@ -205,7 +206,9 @@ def _record(reader: Any, raw: bytes, keys: dict[bytes, bytes]) -> bytes:
         key = _string(reader, raw, "key")
         value = _value(reader, raw, keys, 1)
         if key in _BODIES:
-            body = value
+            if named not in (b"", key):  # the last one is the body, the other stays what it was
+                attributes[named] = b"\x32" + _length(_key(named, keys) + _delimited(b"\x12", body))
+            body, named = value, key
         elif key != b"fluent.tag":
             attributes[key] = b"\x32" + _length(_key(key, keys) + _delimited(b"\x12", value))
     return time + _delimited(b"\x2a", body) + b"".join(attributes.values()) + metadata

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.rungs import becoming, needs_root, open_directory, place
 
-from lockgate.kit.rungs import Grant, Identity, Process, Rung, Way, granted, least
+from lockgate.kit.rungs import Grant, Identity, Process, Rung, Way, best, least
 
 AGENT = Process(10001, 10001, frozenset({0}))
 ROOT = Process(0, 0, frozenset())
@@ -119,7 +119,8 @@ def test_a_rung_below_is_not_offered_to_whoever_stands_higher() -> None:
         way = _file(root, 0o640, 5, 190)
         assert least([way], AGENT) == Grant(Rung.GROUP, frozenset({190}))
         assert least([way], ROOT, Rung.ROOT, frozenset({4})) == Grant(Rung.ROOT, frozenset({4, 190}))
-        assert granted([_file(root, 0o600, 5, 190, "closed")], ROOT, Rung.ROOT) is None
+        assert best([way, _file(root, 0o600, 5, 190, "closed")], ROOT, Rung.ROOT) == Grant(Rung.ROOT, frozenset({190}))
+        assert least([_file(root, 0o600, 0, 0, "roots")], AGENT, Rung.GROUP, frozenset({190})) == Grant(Rung.ROOT)
 
 
 @pytest.mark.parametrize(

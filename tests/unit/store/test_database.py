@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from support.otlp import NANO, log_batch, made, metric_request, set_attributes, span_batch
 
 from lockgate.batch import Batch, Signal, merge
 from lockgate.store.database import Database, Limits
+from lockgate.wire.protobuf import delimited
 
 
 @pytest.fixture
@@ -58,6 +60,24 @@ def test_sumo_logic_names_are_promoted_as_well(database: Database) -> None:
 def test_every_kind_of_body_is_stored(database: Database, body: Any, stored: str | None) -> None:
     database.store([log_batch(body)])
     assert rows(database, "SELECT body FROM logs") == [(stored,)]
+
+
+def test_all_columns_of_a_log_record_are_stored_in_order_whatever_form_its_request_has(database: Database) -> None:
+    def record(body: str, **odd: Any) -> bytes:
+        made = LogRecord(time_unix_nano=NANO, severity_number=9, trace_id=b"t" * 16, span_id=b"s" * 8, event_name="e")  # type: ignore[arg-type]
+        made.body.string_value = body
+        set_attributes(made.attributes, {"n": 7} | odd)
+        return delimited(2, made.SerializeToString())
+
+    scope = delimited(1, delimited(1, b"lib"))
+    plain = delimited(1, delimited(2, scope + record("1") + record("2", odd=0.5) + record("3")))
+    apart = delimited(1, delimited(2, scope + record("4") + delimited(3, b"schema") + record("5")) + delimited(1, b""))
+    database.store([Batch(Signal.LOGS, plain, 3, "plain"), Batch(Signal.LOGS, apart, 2, "apart"), log_batch("bare", id="bare")])
+    sql = "SELECT body, attributes, severity, severity_number, trace_id, span_id, event_name, scope, epoch_ns(time) FROM logs"
+    rest = ("INFO", 9, "74" * 16, "73" * 8, "e", "lib", NANO)
+    found = rows(database, sql)
+    assert found[:5] == [(str(n), '{"n":7,"odd":0.5}' if n == 2 else '{"n":7}', *rest) for n in range(1, 6)]
+    assert found[5] == ("bare", None, None, None, None, None, None, None, NANO)
 
 
 def test_times_beyond_64_bits_signed_and_absent_times_are_stored(database: Database) -> None:

@@ -44,7 +44,8 @@ EVENT_TIME = msgpack.ExtType(0, struct.pack(">II", 5, 6))
 VALUES = [
     pytest.param({"log": "x", "a": "b"}, "x", {"a": "b"}, id="fluent-bit-calls-it-log"),
     pytest.param({"message": "x"}, "x", {}, id="fluentd-calls-it-message"),
-    pytest.param({"log": "x", "message": "y"}, "y", {}, id="the-last-body-wins"),
+    pytest.param({"log": "x", "message": "y"}, "y", {"log": "x"}, id="the-last-body-wins-and-the-other-stays"),
+    pytest.param({"message": "x", "a": 1, "log": "y"}, "y", {"message": "x", "a": 1}, id="in-either-order"),
     pytest.param({"log": {"a": [1, {"b": None}]}}, {"a": [1, {"b": None}]}, {}, id="a-body-may-be-a-map"),
     pytest.param({"n": -5, "f": 1.5, "t": True, "z": None}, None, {"n": -5, "f": 1.5, "t": True, "z": None}, id="scalars"),
     pytest.param(

@@ -1,13 +1,37 @@
 {{- /* Everything that is wrong with the values, at once, each with its key. Unknown keys first: what they were meant to say is not known. */ -}}
 {{- define "lockgate.check" -}}
 {{- if not (hasKey .Values "_checked") -}}
+{{- $found := dict "unknown" list "moved" list "problems" list -}}
+{{- include "lockgate.empties" (dict "value" .Values "schema" (fromYaml (.Files.Get "files/schema.yaml")) "path" "" "found" $found) -}}
 {{- $values := deepCopy .Values -}}
 {{- $_ := set .Values "_checked" true -}}
-{{- $found := dict "unknown" list "moved" list "problems" list -}}
 {{- include "lockgate.keys" (dict "value" $values "schema" (fromYaml (.Files.Get "files/schema.yaml")) "path" "" "moved" (fromYamlArray (.Files.Get "files/moved.yaml")) "found" $found) -}}
 {{- $problems := $found.unknown -}}
 {{- if not $problems -}}{{- include "lockgate.conflicts" (dict "root" . "found" $found) -}}{{- $problems = $found.problems -}}{{- end -}}
 {{- if $problems -}}{{- printf "these values cannot be used:\n  %s" (join "\n  " $problems) | fail -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Helm takes the default of a key away whose value is null, as where all below it is commented out. A list, or a mapping with keys of its
+own, is empty then; for anything else there is nothing to go by. Where a type allows null, a key has no default.
+(dict "value" VALUE "schema" SCHEMA "path" PATH "found" DICT) */ -}}
+{{- define "lockgate.empties" -}}
+{{- $context := . -}}
+{{- range $key, $below := .schema.properties -}}
+{{- $path := $context.path | empty | ternary $key (printf "%s.%s" $context.path $key) -}}
+{{- if hasKey $context.value $key -}}
+{{- $value := get $context.value $key -}}
+{{- if and (hasKey $below "properties") (kindIs "map" $value) -}}
+{{- include "lockgate.empties" (dict "value" $value "schema" $below "path" $path "found" $context.found) -}}
+{{- end -}}
+{{- else if kindIs "slice" $below.type -}}
+{{- else if eq (toString $below.type) "array" -}}
+{{- $_ := set $context.value $key list -}}
+{{- else if and (eq (toString $below.type) "object") (not (hasKey $below "properties")) -}}
+{{- $_ := set $context.value $key dict -}}
+{{- else -}}
+{{- $_ := set $context.found "unknown" (append $context.found.unknown (printf "%s: empty, which takes the chart's default away; give it a value, or leave the key out" $path)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

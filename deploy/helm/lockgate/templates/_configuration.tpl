@@ -196,7 +196,7 @@ processors:
   k8sattributes:
     auth_type: serviceAccount
     {{- with $values.rbac.namespace }}
-    filter: {namespace: {{ . }}}
+    filter: {namespace: {{ . | quote }}}
     {{- end }}
     extract:
       metadata:
@@ -322,7 +322,7 @@ receivers:
   raw_k8s_events:
     auth_type: serviceAccount
     {{- with $values.rbac.namespace }}
-    namespaces: [{{ . }}]
+    namespaces: [{{ . | quote }}]
     {{- end }}
     {{- if $events.persistence.enabled }}
     storage: file_storage

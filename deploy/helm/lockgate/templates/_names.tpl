@@ -20,19 +20,19 @@ here, so the values are checked here. */ -}}
 {{- $prefix := include "lockgate.prefix" . -}}
 {{- with .Values -}}
 {{- if and .sumologic.logs.enabled (or .sumologic.logs.container.enabled .sumologic.logs.systemd.enabled) }}
-logsCollector: {role: logsCollector, signal: logs, name: {{ $prefix }}-logs-collector, component: logs-collector, namespace: {{ include "lockgate.nodeNamespace" $ }}, values: otellogs}
+logsCollector: {role: logsCollector, signal: logs, name: {{ $prefix }}-logs-collector, component: logs-collector, namespace: {{ include "lockgate.nodeNamespace" $ | quote }}, values: otellogs}
 {{- end }}
 {{- if and .sumologic.logs.enabled .metadata.logs.enabled }}
-logs: {role: logs, signal: logs, name: {{ $prefix }}-logs-metadata, component: logs-metadata, namespace: {{ $.Release.Namespace }}, values: metadata.logs}
+logs: {role: logs, signal: logs, name: {{ $prefix }}-logs-metadata, component: logs-metadata, namespace: {{ $.Release.Namespace | quote }}, values: metadata.logs}
 {{- end }}
 {{- if and .sumologic.metrics.enabled .metadata.metrics.enabled }}
-metrics: {role: metrics, signal: metrics, name: {{ $prefix }}-metrics-metadata, component: metrics-metadata, namespace: {{ $.Release.Namespace }}, values: metadata.metrics}
+metrics: {role: metrics, signal: metrics, name: {{ $prefix }}-metrics-metadata, component: metrics-metadata, namespace: {{ $.Release.Namespace | quote }}, values: metadata.metrics}
 {{- end }}
 {{- if and .sumologic.traces.enabled .otelcolInstrumentation.enabled }}
-traces: {role: traces, signal: traces, name: {{ $prefix }}-traces, component: traces, namespace: {{ $.Release.Namespace }}, values: otelcolInstrumentation}
+traces: {role: traces, signal: traces, name: {{ $prefix }}-traces, component: traces, namespace: {{ $.Release.Namespace | quote }}, values: otelcolInstrumentation}
 {{- end }}
 {{- if .sumologic.events.enabled }}
-events: {role: events, signal: events, name: {{ $prefix }}-events, component: events, namespace: {{ $.Release.Namespace }}, values: otelevents}
+events: {role: events, signal: events, name: {{ $prefix }}-events, component: events, namespace: {{ $.Release.Namespace | quote }}, values: otelevents}
 {{- end }}
 {{- end -}}
 {{- end -}}

@@ -52,7 +52,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- if not $values.backend.url }}
 - name: LOCKGATE_BACKEND_URL
   valueFrom:
-    secretKeyRef: {name: {{ $values.backend.existingSecret }}, key: {{ get $values.backend.keys .role.signal }}}
+    secretKeyRef: {name: {{ $values.backend.existingSecret | quote }}, key: {{ get $values.backend.keys .role.signal | quote }}}
 {{- end }}
 {{- include "lockgate.proxyEnvironment" $values.sumologic }}
 {{- with .extra }}

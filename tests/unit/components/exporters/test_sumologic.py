@@ -170,6 +170,23 @@ def test_metrics_become_prometheus_text() -> None:
     assert (request.count, request.headers) == (5, (("X-Sumo-Category", "c"),))
 
 
+def test_doubles_in_labels_and_headers_are_text_as_pdata_writes_it_not_as_printf_does() -> None:
+    message, scope = metric_request({"_sourceHost": 1e6, "ratio": 5.0})
+    histogram = scope.metrics.add(name="h").histogram.data_points
+    histogram.add(time_unix_nano=0, count=3, sum=2e6, explicit_bounds=[0.00001, 1e6], bucket_counts=[1, 1, 1])
+    (request,) = prometheus_requests(made(Signal.METRICS, message, 1), 1 << 20)
+    assert request.body.decode().split("\n") == [
+        'h_bucket{_sourceHost="1000000",ratio="5",le="0.00001"} 1 0',
+        'h_bucket{_sourceHost="1000000",ratio="5",le="1000000"} 2 0',
+        'h_bucket{_sourceHost="1000000",ratio="5",le="+Inf"} 3 0',
+        'h_sum{_sourceHost="1000000",ratio="5"} 2e+06 0',
+        'h_count{_sourceHost="1000000",ratio="5"} 3 0',
+    ]
+    assert request.headers == (("X-Sumo-Host", "1000000"),)
+    (request,) = log_requests(log_batch(5.0, resource={"ratio": 1e6}), "text", 1 << 20)
+    assert (request.body, request.headers) == (b"5", (("X-Sumo-Fields", "ratio=1000000"),))
+
+
 def test_histograms_and_summaries_decompose_at_the_end_of_their_scope() -> None:
     batch = distribution_batch()
     changed = decomposed(batch, histograms=True, summaries=True)

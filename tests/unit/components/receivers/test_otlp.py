@@ -11,12 +11,13 @@ import aiohttp
 import pytest
 from backports import zstd
 from google.rpc.status_pb2 import Status
-from support import Sink, context, logs
+from support import FakeHost, Sink, context, logs
 
 from lockgate.batch import Batch, Signal
+from lockgate.components.extensions.bearertokenauth import BearerTokenAuthExtension, BearerTokenAuthSettings
 from lockgate.components.receivers.otlp import OtlpReceiver
 from lockgate.components.receivers.otlp.settings import OtlpReceiverSettings
-from lockgate.pipeline.contract import Consumer, Context, Kind
+from lockgate.pipeline.contract import Consumer, Context, Host, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -24,11 +25,16 @@ PROTOBUF = {"Content-Type": "application/x-protobuf"}
 
 @asynccontextmanager
 async def receiving(
-    consumer: Consumer, http: dict[str, Any] | None = None, *, signals: frozenset[Signal] = frozenset(Signal), **more: Any
+    consumer: Consumer,
+    http: dict[str, Any] | None = None,
+    *,
+    signals: frozenset[Signal] = frozenset(Signal),
+    host: Host | None = None,
+    **more: Any,
 ) -> AsyncIterator[tuple[str, Context]]:
     """A receiver on loopback before this consumer; gives its URL and its context."""
     settings = OtlpReceiverSettings.model_validate({"protocols": {"http": {"endpoint": "127.0.0.1:0", **(http or {})}}, **more})
-    of = context("otlp", Kind.RECEIVER)
+    of = context("otlp", Kind.RECEIVER, host=host)
     receiver = OtlpReceiver(settings, of)
     receiver.outputs = dict.fromkeys(signals, consumer)
     async with receiver:
@@ -138,6 +144,19 @@ async def test_bad_requests_are_refused_with_the_reason(path: str, body: bytes, 
         assert (answered, sink.calls) == (status, 0)
         assert said in reason(text)
         assert of.metrics.value("lockgate_receiver_refused_requests", status=str(status)) == 1
+
+
+async def test_a_request_without_credentials_is_refused_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    guard = BearerTokenAuthExtension(
+        BearerTokenAuthSettings.model_validate({"token": "secret"}), context("bearertokenauth", Kind.EXTENSION)
+    )
+    sink, host = Sink(), FakeHost({"bearertokenauth": guard})
+    async with receiving(sink, {"auth": {"authenticator": "bearertokenauth"}}, host=host) as (url, of):
+        assert (await post(url + "/v1/logs", logs("a").payload))[0] == 401
+        assert of.metrics.value("lockgate_receiver_refused_requests", status="401") == 1
+        assert "401: not authenticated: no Authorization header" in caplog.text
+        assert (await post(url + "/v1/logs", logs("a").payload, {"Authorization": "Bearer secret"}))[0] == 200
+    assert sink.bodies() == ["a"]
 
 
 async def test_json_is_taken_and_answered_with_json() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from lockgate.attributes.values import float_text, text
 from lockgate.batch import Batch
 
 Headers = tuple[tuple[str, str], ...]
@@ -41,7 +42,7 @@ def log_requests(batch: Batch, format: str, max_bytes: int) -> Iterator[Request]
     line = _json_line if format == "json" else _text_line
     groups: dict[Headers, list[bytes]] = {}
     for resource in batch.message.resource_logs:
-        lines = groups.setdefault(_log_headers(attributes(resource.resource.attributes)), [])
+        lines = groups.setdefault(_log_headers(texts(resource.resource.attributes)), [])
         lines += [line(record) for scope in resource.scope_logs for record in scope.log_records]
     for headers, lines in groups.items():
         yield from _packed(([line] for line in lines), headers, max_bytes)
@@ -54,7 +55,7 @@ def prometheus_requests(batch: Batch, max_bytes: int) -> Iterator[Request]:
     """
     groups: dict[Headers, list[list[bytes]]] = {}
     for resource in batch.message.resource_metrics:
-        own = attributes(resource.resource.attributes)
+        own = texts(resource.resource.attributes)
         points = groups.setdefault(_source_headers(own), [])
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
@@ -79,14 +80,13 @@ def _packed(records: Iterable[list[bytes]], headers: Headers, max_bytes: int) ->
         yield Request(b"\n".join(lines), count, headers)
 
 
-def _source_headers(own: dict[str, Any]) -> Headers:
-    return tuple((header, _CONTROL.sub("_", as_text(own[key]))) for key, header in _SOURCE.items() if own.get(key) not in (None, ""))
+def _source_headers(own: dict[str, str]) -> Headers:
+    return tuple((header, _CONTROL.sub("_", own[key])) for key, header in _SOURCE.items() if own.get(key))
 
 
-def _log_headers(own: dict[str, Any]) -> Headers:
-    fields = sorted((key, as_text(value)) for key, value in own.items() if key not in _SOURCE)
-    text = ", ".join(f"{_field(key)}={_field(value)}" for key, value in fields if value)
-    return (*_source_headers(own), *((("X-Sumo-Fields", text),) if text else ()))
+def _log_headers(own: dict[str, str]) -> Headers:
+    fields = ", ".join(sorted(f"{_field(key)}={_field(value)}" for key, value in own.items() if key not in _SOURCE and value))
+    return (*_source_headers(own), *((("X-Sumo-Fields", fields),) if fields else ()))
 
 
 def _field(text: str) -> str:
@@ -95,7 +95,7 @@ def _field(text: str) -> str:
 
 
 def _text_line(record: Any) -> bytes:
-    return as_text(plain(record.body)).encode()
+    return text(record.body).encode()
 
 
 def _json_line(record: Any) -> bytes:
@@ -104,6 +104,11 @@ def _json_line(record: Any) -> bytes:
     if (body := plain(record.body)) not in (None, "", [], {}):
         line["log"] = body
     return _encode(line)
+
+
+def texts(pairs: Iterable[Any]) -> dict[str, str]:
+    """KeyValues as a dict of text."""
+    return {pair.key: text(pair.value) for pair in pairs}
 
 
 def attributes(pairs: Iterable[Any]) -> dict[str, Any]:
@@ -128,19 +133,6 @@ def plain(value: Any) -> Any:
             return getattr(value, kind)
 
 
-def as_text(value: Any) -> str:
-    """A plain value as text, as the collector writes it: `true`, `1.5`, JSON for lists and maps."""
-    match value:
-        case None:
-            return ""
-        case str():
-            return value
-        case float() if not math.isfinite(value):
-            return go_number(value)
-        case _:
-            return _encode(value).decode()
-
-
 def go_number(value: float) -> str:
     """A float as Go's %g writes it: the fewest digits that read back, an exponent below -4 and from 6 on."""
     if not math.isfinite(value):
@@ -160,17 +152,17 @@ def go_number(value: float) -> str:
     return f"{minus}{text[0]}{'.' + text[1:] if text[1:] else ''}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
 
 
-def _prometheus_points(metric: Any, resource: dict[str, Any]) -> Iterator[list[str]]:
+def _prometheus_points(metric: Any, resource: dict[str, str]) -> Iterator[list[str]]:
     """The lines of each data point."""
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum", "histogram", "summary"):
         return
     name = _NOT_IN_A_NAME.sub("_", metric.name)
     for point in getattr(metric, kind).data_points:
-        labels = resource | attributes(point.attributes)
+        labels = resource | texts(point.attributes)
         stamp = point.time_unix_nano // 1_000_000
 
-        def line(suffix: str, value: float, labels: dict[str, Any] = labels, stamp: int = stamp) -> str:
+        def line(suffix: str, value: float, labels: dict[str, str] = labels, stamp: int = stamp) -> str:
             return f"{name}{suffix}{_labels(labels)} {_number(value)} {stamp}"
 
         if kind in ("gauge", "sum"):
@@ -180,10 +172,10 @@ def _prometheus_points(metric: Any, resource: dict[str, Any]) -> Iterator[list[s
         lines = []
         if kind == "histogram":
             for bound, count in cumulative(point):
-                lines.append(line("_bucket", count, labels | {"le": go_number(bound)}))
+                lines.append(line("_bucket", count, labels | {"le": float_text(bound)}))
         else:
             for quantile in point.quantile_values:
-                lines.append(line("", quantile.value, labels | {"quantile": go_number(quantile.quantile)}))
+                lines.append(line("", quantile.value, labels | {"quantile": float_text(quantile.quantile)}))
         if kind == "summary" or point.HasField("sum"):
             lines.append(line("_sum", point.sum))
         yield [*lines, line("_count", point.count)]
@@ -197,10 +189,10 @@ def cumulative(point: Any) -> Iterator[tuple[float, int]]:
         yield (point.explicit_bounds[index] if index < len(point.explicit_bounds) else math.inf), total
 
 
-def _labels(labels: dict[str, Any]) -> str:
+def _labels(labels: dict[str, str]) -> str:
     if not labels:
         return ""
-    return "{" + ",".join(f'{_NOT_IN_A_NAME.sub("_", key)}="{as_text(value).translate(_LABEL)}"' for key, value in labels.items()) + "}"
+    return "{" + ",".join(f'{_NOT_IN_A_NAME.sub("_", key)}="{value.translate(_LABEL)}"' for key, value in labels.items()) + "}"
 
 
 def _number(value: float) -> str:
