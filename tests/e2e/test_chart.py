@@ -531,6 +531,12 @@ def test_what_a_user_gives_lands_where_kubernetes_has_it() -> None:
     assert {"key": "dedicated", "operator": "Exists"} in pod(collector)["tolerations"]
 
 
+def test_the_sandbox_can_be_required_of_every_role(configured: Any) -> None:
+    objects = rendered("sandbox-required")
+    modes = {role: configured(each, objects, complete({})).service.sandbox for role, each in workloads(objects).items()}
+    assert modes == dict.fromkeys(PRESETS, "require")
+
+
 def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
     values = {
         "metadata": {"logs": {"config": {"merge": {"processors": {"memory_limiter": {"limit_percentage": 50}}}}}},

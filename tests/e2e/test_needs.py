@@ -114,7 +114,7 @@ def test_the_events_role_opens_only_what_its_needs_list(tmp_path: Path) -> None:
         }
         text = f'{{"receivers": {{"raw_k8s_events": {{"token_file": "{tmp_path}/token"}}}}, "service": {{"shutdown_timeout": "1s"}}}}'
         role, trace = traced(tmp_path, text, environment, preset="events")
-        needs = json.loads(lockgate("needs", "--format", "json", *role.configs, environment=environment).stdout)
+        needs = json.loads(lockgate("needs", "--format", "json", *role.configs, environment=role.environment).stdout)
         with role:
             wait_until(lambda: "said by a" in backend.bodies(), what="the event at the backend")
     wait_until(lambda: "+++ exited with 0 +++" in trace.read_text(), what="the end of the trace")

@@ -19,7 +19,7 @@ from support.backend import Backend, GrpcBackend, bodies_of
 from support.kubernetes import sample_in_thread
 from support.mitmproxy import MitmProxy
 from support.nginx import Nginx, needs_nginx
-from support.process import Role, free_port, wait_until
+from support.process import Role, free_port, lockgate, wait_until
 
 from lockgate.kit.clock import SystemClock
 from lockgate.sample.kubernetes_store import ObjectStore
@@ -307,3 +307,30 @@ def presents(port: int, ca: trustme.CA) -> bool:
     except ssl.SSLCertVerificationError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("tls", "trust", "said"),
+    [
+        pytest.param("{ca_file: FILE}", "{}", "cannot use TLS ca_file FILE: no PEM certificate is in it", id="ca_file"),
+        pytest.param(
+            "{}",
+            "{ca_files: [FILE]}",
+            "cannot use TLS service.trust.ca_files.0 FILE: no PEM certificate is in it",
+            id="trust",
+        ),
+        pytest.param("{cert_file: FILE, key_file: FILE}", "{}", "cannot use TLS certificate FILE with key FILE", id="own"),
+    ],
+)
+def test_a_file_that_is_no_certificate_ends_the_start_with_component_key_and_path(tmp_path: Path, tls: str, trust: str, said: str) -> None:
+    file, config = tmp_path / "ca.pem", tmp_path / "config.yaml"
+    file.write_text("no certificate")
+    text = f"""
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{free_port()}"}}}}}}}}
+exporters: {{otlphttp: {{endpoint: "https://127.0.0.1:9", tls: {tls}}}}}
+service: {{trust: {trust}, pipelines: {{logs: {{receivers: [otlp], exporters: [otlphttp]}}}}}}
+"""
+    config.write_text(text.replace("FILE", str(file)))
+    ended = lockgate("run", "--config", str(config))
+    assert ended.returncode == 1 and f"ended: exporters/otlphttp; {said.replace('FILE', str(file))}" in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr

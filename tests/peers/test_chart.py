@@ -182,20 +182,23 @@ async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lo
         await until(lambda: "everything is ready" in running.log.read_text(), 20, "everything has started")
         assert await asyncio.to_thread(running.get, "/ready") == (200, {"ready": True, "blocked": []})
 
-    for granted in of_kind(chart.objects, "ClusterRole", "Role"):
-        if granted["metadata"]["name"].endswith(own["name"]):
-            # Without the last: replicasets, or to watch events.
-            *kept, last = granted["rules"]
-            less = {**granted, "rules": kept or [{**last, "verbs": ["list"]}]}
-            done = await asyncio.to_thread(kubectl, chart.server, "replace", "--filename=-", objects=[less])
-            assert done.returncode == 0, done.stderr
-    async with Role(tmp_path / "without", json.dumps(configuration), environment, expect_ready=False) as running:
-        lost = 'verb "watch" on resource "events"' if role == "events" else "replicasets"
+    [granted] = [each for each in of_kind(chart.objects, "ClusterRole", "Role") if each["metadata"]["name"].endswith(own["name"])]
+    resources = [resource for rule in granted["rules"] for resource in rule["resources"]]
+    enrichment = ["pods", "replicasets"] if namespaced else ["namespaces", "pods", "replicasets"]
+    assert sorted(resources) == (["events"] if role == "events" else enrichment)
+    for lost in resources:
+        fewer = [{**rule, "resources": [each for each in rule["resources"] if each != lost]} for rule in granted["rules"]]
+        less = {**granted, "rules": [rule for rule in fewer if rule["resources"]]}
+        done = await asyncio.to_thread(kubectl, chart.server, "replace", "--filename=-", objects=[less])
+        assert done.returncode == 0, done.stderr
+        async with Role(tmp_path / f"without-{lost}", json.dumps(configuration), environment, expect_ready=False) as running:
 
-        def missing() -> list[str]:
-            return [each["reason"] for each in running.get("/ready")[1]["blocked"] if lost in each["reason"]]
+            def missing(running: Role = running) -> list[str]:
+                said = [str(each["reason"]) for each in running.get("/ready")[1]["blocked"]]
+                return [reason for reason in said if "grant this service account" in reason]
 
-        await until(missing, 20, "the missing permission is named")
-        [reason] = await asyncio.to_thread(missing)
-        assert "pods" not in reason, reason
-        assert running.process.poll() is None
+            await until(missing, 20, f"the missing permission for {lost} is named")
+            [reason] = await asyncio.to_thread(missing)
+            named = [each for each in resources if f'on resource "{each}"' in reason]
+            assert named == [lost], reason
+            assert running.process.poll() is None

@@ -174,6 +174,7 @@ CASES: dict[str, dict[str, Any]] = {
         "listeners": {"logsCollector": {"health": 13134, "ledger": 13135}, "logs": {"ledger": 13200}, "metrics": {"ledger": 0}}
     },
     "rung-root": {"otellogs": {"privilege": "root", "state": {"type": "emptyDir"}, "dockerContainers": True}},
+    "sandbox-required": {"sandbox": "require"},
     "rung-capability": {"otellogs": {"privilege": "capability"}},
     "one-namespace-for-all": {"otellogs": {"namespace": {"name": "sumo"}}, "fullnameOverride": "telemetry"},
     "ipv6": {"sumologic": {"ipv6mode": True}},

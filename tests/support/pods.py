@@ -28,7 +28,6 @@ from support.helm import Object, of_kind, pod
 from support.netns import within
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-PodFailed = AssertionError
 
 
 @dataclass
@@ -114,7 +113,7 @@ class Pod:
                     there.mkdir(parents=True, mode=0o755)
                 assert there.is_dir(), f"hostPath type check failed: {path} is not a directory"
                 return there
-        raise PodFailed(f"a volume that this kubelet does not know: {source}")
+        raise AssertionError(f"a volume that this kubelet does not know: {source}")
 
     def _directory_volume(self, name: str, mode: int) -> Path:
         found = self._directory / "volumes" / name
@@ -187,7 +186,7 @@ class Pod:
                 case {"name": name, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}:
                     found[name] = "node-1"
                 case _:
-                    raise PodFailed(f"an environment variable that this kubelet does not know: {each}")
+                    raise AssertionError(f"an environment variable that this kubelet does not know: {each}")
         return found
 
     def _process(self, settings: Object, image_user: str, arguments: Sequence[str], environment: Sequence[str]) -> tuple[Process, bool]:
@@ -287,9 +286,12 @@ class Pod:
                 return error.code, json.loads(error.read())
 
     def kernel_status(self) -> dict[str, str]:
-        """What the kernel says of the process (/proc/PID/status)."""
-        text = Path(f"/proc/{self.container.pid()}/status").read_text()
-        return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.M))
+        """What the kernel says of the role (/proc/PID/status): of what the runtime took from it, and of what it gave up itself."""
+        return _fields(Path(f"/proc/{self.container.pid()}/status").read_text())
+
+    def kernel_status_of_another(self) -> dict[str, str]:
+        """What it says of another process in the container: of what the runtime took alone."""
+        return _fields(self.container.execute("/usr/bin/python3.11", "-c", "print(open('/proc/self/status').read())").stdout)
 
     def reasons(self) -> Iterator[str]:
         """Why each component is blocked."""
@@ -308,3 +310,7 @@ class Pod:
                 assert status == 0, f"exit status {status}:\n{self.log.read_text()}"
         if error is not None:
             sys.stderr.write(self.log.read_text())
+
+
+def _fields(status: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+):\s*(.*)$", status, re.M))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -173,7 +173,8 @@ class Assembly:
     def _make_component(self, configured: Configured, pipeline: Pipeline | None = None) -> Component[Any]:
         key = configured.key + (f"@{pipeline.id}" if pipeline else "")
         context = self._context(configured.id, configured.kind, key, pipeline)
-        return configured.component(configured.settings, context)
+        with _naming(key):
+            return configured.component(configured.settings, context)
 
     def _context(self, id: str, kind: Kind, key: str, pipeline: Pipeline | None = None) -> Context:
         return Context(
@@ -199,7 +200,8 @@ class Assembly:
         for key in keys:
             unit = self._units[key]
             for component in unit.components:
-                await component.__aenter__()
+                with _naming(component.context.logger.name.removeprefix("lockgate.")):
+                    await component.__aenter__()
             if unit.head is not None:
                 self._joint(key).open(unit.head)
 
@@ -291,3 +293,13 @@ class Assembly:
 def _is_passed(key: str) -> bool:
     """Whether it may still be passed through while another stands in its place already: anything else may meet it at a port or a file."""
     return key.startswith(("pipelines/", "connectors/"))
+
+
+@contextmanager
+def _naming(component: str) -> Iterator[None]:
+    """Whose start it was that failed: what is said of a file or a port is the same for all."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(component)
+        raise

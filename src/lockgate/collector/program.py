@@ -135,6 +135,8 @@ class Program:
                     if self._privileges.has_readers or level > logging.INFO:
                         log.log(level, "%s", text)
 
+        if self._trying is not None:
+            self._trying.cancel()  # of the configuration from before
         self._trying = asyncio.ensure_future(try_them())
 
     def _extent(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from lockgate.kit.document import DocumentError, parse
+from lockgate.kit.document import DocumentError, Mark, Problem, parse
 from lockgate.kit.settings import Settings, validate
 
 
@@ -32,6 +33,14 @@ class Peer(Settings):
     """Their namespace by its labels instead of its name."""
     cidrs: list[Cidr] = []
     """Addresses outside of the pod network, instead of pods."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.cidrs and (self.pods or self.namespace or self.namespace_labels):
+            raise ValueError("a peer is either cidrs or pods; write two")
+        if self.namespace and self.namespace_labels:
+            raise ValueError("a namespace is chosen by its name or by its labels; keep one of them")
+        return self
 
 
 class Service(Peer):
@@ -103,9 +112,14 @@ class Facts(Settings):
 
 
 def load(path: str) -> Facts:
-    """The facts in this YAML file; raises DocumentError with every problem, or OSError."""
-    with open(path, encoding="utf-8") as file:
-        document = parse(file.read(), path)
+    """The facts in this YAML file; raises DocumentError with every problem."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError([Problem(Mark(path), (), f"not UTF-8 text: {error}")]) from error
+    except OSError as error:
+        raise DocumentError([Problem(Mark(path), (), f"cannot be read: {error.strerror}")]) from error
+    document = parse(text, path)
     facts, problems = validate(Facts, document, ())
     if facts is None:
         raise DocumentError(problems)

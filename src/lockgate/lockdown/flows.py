@@ -77,7 +77,8 @@ def derive(rows: Rows, facts: Facts) -> Derived:
         key = f"{flow.direction} {flow.peers}"
         if (before := merged.get(key)) is not None:
             ports = tuple(sorted({*before.ports, *flow.ports}))
-            flow = Flow(flow.direction, flow.peers, ports, tuple(dict.fromkeys((*before.reasons, *flow.reasons))), flow.who)
+            who = before.who if flow.who in before.who else f"{before.who}, and {flow.who}"
+            flow = Flow(flow.direction, flow.peers, ports, tuple(dict.fromkeys((*before.reasons, *flow.reasons))), who)
         merged[key] = flow
     derived.flows = list(merged.values())
     return derived

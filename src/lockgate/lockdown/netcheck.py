@@ -14,6 +14,7 @@ from lockgate.lockdown.flows import Rows
 from lockgate.pipeline.needs import Connect, Kubernetes
 
 State = Literal["open", "closed", "unknown"]
+_DNS_METRICS = ("kube-dns.kube-system.svc", 9153)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,19 @@ async def check(rows: Rows, canaries: Sequence[tuple[str, int]], seconds: float)
         if isinstance(need, Connect) and need.protocol == "tcp" and not (component == "service" and need.port == 53):
             wanted.setdefault((need.host, need.port), []).append(f"{component}: {need.reason}")
     needed = [_try(*peer, "open", tuple(reasons), seconds) for peer, reasons in wanted.items()]
-    denied = [_try(*canary, "closed", ("canary: nothing here needs it",), seconds) for canary in canaries if canary not in wanted]
+    denied = [_try(*canary, "closed", _why(canary), seconds) for canary in canaries if canary not in wanted]
     return await asyncio.gather(*needed, *denied)
 
 
+def _why(canary: tuple[str, int]) -> tuple[str, ...]:
+    unsure = ("where the cluster's DNS has no metrics at this port it is closed anyway: then name another with --canary",)
+    return ("canary: nothing here needs it", *(unsure if canary == _DNS_METRICS else ()))
+
+
 def default_canaries(rows: Rows, environment: Mapping[str, str] = os.environ) -> list[tuple[str, int]]:
-    """A port that listens in every cluster and that this role does not need: the API server's, or else the metrics of the cluster's DNS."""
+    """A port that this role does not need: the API server's, which listens in every cluster, or else the metrics of the cluster's DNS."""
     if any(isinstance(need, Kubernetes) for _, need in rows):
-        return [("kube-dns.kube-system.svc", 9153)]
+        return [_DNS_METRICS]
     host = environment.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
     return [(host, int(environment.get("KUBERNETES_SERVICE_PORT", "443")))]
 

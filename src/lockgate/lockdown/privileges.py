@@ -264,7 +264,7 @@ def _some(names: Collection[str]) -> str:
 def _has_access_list(path: str) -> bool:
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
-    except OSError:
+    except (OSError, AttributeError):  # Python has it on Linux alone
         return False
 
 
@@ -295,7 +295,8 @@ def _unwritable(need: Write) -> str:
 
 
 def _writable(path: str) -> bool:
-    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0), effective_ids=True)
+    wanted = os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0)
+    return os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _loss(path: str) -> str:

@@ -117,15 +117,39 @@ def test_the_yaml_that_is_printed_is_the_policies_with_a_reason_above_each_rule(
 
 def test_facts_that_are_wrong_are_named_with_their_place(tmp_path: Any) -> None:
     path = tmp_path / "facts.yaml"
-    path.write_text("dns: {kind: codedns}\nscraper: []\nnodes: [10.0.0.1/8]\n")
+    path.write_text(
+        "dns: {kind: codedns}\nscraper: []\nnodes: [10.0.0.1/8]\nclients: {4318: [{pods: {a: b}, cidrs: [10.0.0.0/8]}]}\n"
+        "scrapers: [{namespace: a, namespace_labels: {b: c}}]\n"
+    )
     with pytest.raises(DocumentError) as error:
         load(str(path))
     assert sorted(str(problem).split(": ", 1)[0].rpartition("/")[2] for problem in error.value.problems) == [
         "facts.yaml:1:7",
         "facts.yaml:2:1",
         "facts.yaml:3:9",
+        "facts.yaml:4:18",
+        "facts.yaml:5:12",
     ]
     assert "did you mean scrapers?" in str(error.value)
+    assert "a peer is either cidrs or pods" in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read: No such file"), (b"\xff", "not UTF-8 text")])
+def test_facts_that_cannot_be_read_are_named(tmp_path: Any, content: bytes | None, said: str) -> None:
+    path = tmp_path / "facts.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DocumentError, match=f"facts.yaml: {said}"):
+        load(str(path))
+
+
+def test_a_rule_for_several_peers_at_the_same_addresses_names_them_all() -> None:
+    rows: list[tuple[str, Need]] = [
+        ("k", Connect("kubernetes.default.svc", 443, "follows pods")),
+        ("k", Kubernetes(("list",), "", "pods", "finds pods")),
+    ]
+    [_, api] = derive(rows, Facts()).flows
+    assert api.who == "the API server's service, wherever it is, and the API server's endpoint, wherever it is"
 
 
 def test_rbac_grants_what_is_asked_and_a_role_without_a_namespace_says_what_is_missing() -> None:

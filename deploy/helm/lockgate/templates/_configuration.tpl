@@ -48,6 +48,9 @@
 {{- end -}}
 
 {{- define "lockgate.configuration.service" -}}
+{{- if ne .root.Values.sandbox "best-effort" }}
+sandbox: {{ .root.Values.sandbox | quote }}
+{{- end }}
 telemetry:
   logs: {level: {{ .level }}, encoding: json}
   metrics:

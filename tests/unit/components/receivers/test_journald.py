@@ -333,6 +333,25 @@ async def test_what_may_not_be_read_is_named_with_whose_it_is() -> None:
         assert f"cannot read {journal}: Permission denied" in reason and "drwx------" in reason
 
 
+def test_what_is_tried_at_start_are_the_directories_and_the_journals_files(tmp_path: Path) -> None:
+    (tmp_path / "machine").mkdir()
+    for name in ("machine/system.journal", "machine/user.journal~", "machine/notes.txt", "alone"):
+        (tmp_path / name).touch()
+
+    def tried(**settings: Any) -> set[tuple[str, bool, type | None]]:
+        found = JournaldSettings.model_validate(settings).try_reading()
+        return {(os.path.relpath(each.path, tmp_path), each.is_directory, type(each.error) if each.error else None) for each in found}
+
+    assert tried(directory=str(tmp_path)) == {
+        (".", True, None),
+        ("machine", True, None),
+        ("machine/system.journal", False, None),
+        ("machine/user.journal~", False, None),
+    }
+    assert tried(files=[f"{tmp_path}/alone", f"{tmp_path}/gone"]) == {("alone", False, None), ("gone", False, FileNotFoundError)}
+    assert tried(directory=f"{tmp_path}/gone") == {("gone", True, FileNotFoundError)}
+
+
 @needs_journal
 async def test_a_damaged_file_takes_nothing_from_the_others(journal: Path) -> None:
     write(journal / "a.journal", said(*(f"line {number}" for number in range(200))))
