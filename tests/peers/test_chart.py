@@ -174,6 +174,7 @@ async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lo
     else:
         configuration["processors"]["k8sattributes"] |= access | {"wait_for_metadata_timeout": "1s"}
     configuration["extensions"]["file_storage"]["directory"] = str(tmp_path / "storage")
+    configuration["extensions"]["ledger"]["endpoint"] = f"127.0.0.1:{free_port()}"
     for protocol in configuration["receivers"].get("otlp", {"protocols": {}})["protocols"].values():
         protocol["endpoint"] = f"127.0.0.1:{free_port()}"
     (tmp_path / "token").write_text(await chart.token(workload))
