@@ -41,12 +41,12 @@ CONFIG = """
 extensions: {{intruder: {{port: {port}}}}}
 service: {{sandbox: {mode}, shutdown_timeout: 2s, extensions: [{extensions}]}}
 """
-PRESETS = ["logs_collector", "logs_metadata", "metrics_metadata", "traces", "backend", "sample"]
+PRESETS = ["logs_collector", "logs_metadata", "metrics_metadata", "traces", "events", "backend", "sample"]
 REFUSED = {"EACCES", "EPERM"}
 
 
-def post(url: str, payload: bytes) -> int:
-    request = urllib.request.Request(url, payload, {"Content-Type": "application/x-protobuf"})
+def post(url: str, payload: bytes, kind: str = "application/x-protobuf") -> int:
+    request = urllib.request.Request(url, payload, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=20) as answer:
         return int(answer.status)
 
@@ -100,6 +100,11 @@ class Place:
                 assert post(f"{url}/metrics", request.SerializeToString()) == 200
             case "traces":
                 assert post(f"{url}/traces", span_batch("one").payload) == 200
+            case "events":
+                self.lines += 1
+                said = {"metadata": {"generateName": "web-0."}, "message": f"event {self.lines}", "lastTimestamp": "2099-01-01T00:00:00Z"}
+                assert post(f"{self.api}/api/v1/namespaces/shop/events", json.dumps(said).encode(), "application/json") == 201
+                wait_until(lambda: f"event {self.lines}" in self.backend.bodies(), what="the event at the backend")
             case _:
                 assert post(f"{url}/logs", log_batch("one").payload) == 200
         if preset.endswith("metadata") or preset == "traces":

@@ -148,7 +148,7 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- if not .repository }}{{ $said = append $said "sumologic.otelcolImage.repository: nothing says where the image is; push build/images/lockgate.tar (`make images`) to your registry and name it here" }}{{ end -}}
 {{- if and .digest .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: a digest names one image, so a suffix to the tag does nothing; set digest to that of the -fips image, or remove it" }}{{ end -}}
 {{- end -}}
-{{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image -}}
+{{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image "otelevents.image" $values.otelevents.image -}}
 {{- range $key, $image := $images -}}
 {{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
 {{- if regexMatch "[:@][^/]*$" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: names a tag or digest as well; say that in %s" $key (eq $key "sumologic.otelcolImage" | ternary "sumologic.otelcolImage.tag or .digest" (printf "%s.tag" $key))) }}{{ end -}}
@@ -199,7 +199,7 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- end -}}
 {{- end -}}
 {{- if and $own.config.merge $own.config.override }}{{ $said = append $said (printf "%s.config.merge: config.override replaces the whole configuration, so there is nothing to merge into; keep one of them" $role.values) }}{{ end -}}
-{{- if ne $role.role "logsCollector" -}}
+{{- if not (has $role.role (list "logsCollector" "events")) -}}
 {{- if not (or $listeners.otlpHttp $listeners.otlpGrpc $listeners.fluentForward $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy) }}{{ $said = append $said (printf "listeners.%s: nothing is received; give otlpHttp a port, or set sumologic.%s.enabled: false" $role.role $role.signal) }}{{ end -}}
 {{- $scales := kindIs "invalid" $own.autoscaling.enabled | ternary $values.sumologic.autoscaling.enabled $own.autoscaling.enabled -}}
 {{- if and $scales (gt (int $own.autoscaling.minReplicas) (int $own.autoscaling.maxReplicas)) }}{{ $said = append $said (printf "%s.autoscaling.minReplicas: more than maxReplicas" $role.values) }}{{ end -}}
