@@ -39,6 +39,38 @@ service:
     ]
 
 
+def test_a_variable_that_is_not_set_is_named_beside_the_mistake_that_comes_of_it(tmp_path: Path) -> None:
+    (config := tmp_path / "c.yaml").write_text("""
+receivers: {otlp: {protocols: {http: }}}
+exporters: {otlphttp: {endpoint: "${LOCKGATE_TEST_UNSET}"}}
+service: {pipelines: {logs: {receivers: [otlp], exporters: [otlphttp]}}}
+""")
+    result = lockgate("validate", "--config", str(config))
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"warning: {config}:3:34: exporters.otlphttp.endpoint: environment variable LOCKGATE_TEST_UNSET is not set; it reads as empty",
+        f"{config}:3:13: exporters.otlphttp: needs an endpoint, such as https://host:4318",
+        "lockgate: 1 problem in the configuration",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "complaint"),
+    [
+        pytest.param(["query", "SELECT 1", "--state", "none"], 2, "lockgate: no store is running here: none/query.json", id="no-store"),
+        pytest.param(["logs", "--state", "none"], 2, "lockgate: no store is running here: none/query.json", id="no-store-for-logs"),
+        pytest.param(["where", "a/b", "--state", "none"], 1, "lockgate: no role with a ledger is running here", id="no-ledger"),
+        pytest.param(["components", "otpl"], 2, "lockgate: there is no component otpl; did you mean otlp?", id="no-component"),
+        pytest.param(["netpol", "--config", "backend", "--facts", "none"], 2, "none: cannot be read: No such file", id="no-facts"),
+        pytest.param(["validate", "--config", "none"], 2, "none: cannot be read: No such file", id="no-configuration"),
+    ],
+)
+def test_what_a_command_cannot_find_is_said_in_a_line(command: list[str], status: int, complaint: str) -> None:
+    result = lockgate(*command)
+    assert (result.returncode, result.stderr.startswith(complaint)) == (status, True), result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+
+
 def test_a_running_program_holds_no_command_line_parser(tmp_path: Path) -> None:
     (config := tmp_path / "c.yaml").write_text("exporters: {otlphttp: {endpoint: http://127.0.0.1:1}}")
     command = [sys.executable, "-X", "importtime", "-m", "lockgate.cli.main", "run", "--config", str(config)]
@@ -91,7 +123,7 @@ def test_components_lists_all_and_prints_the_keys_of_one() -> None:
     assert [tuple(line.split()[:2]) for line in listed] == [(kind.singular, name) for kind, name in all_types()]
     assert "unusable" not in "\n".join(listed)
     reference = lockgate("components", "exporters/otlphttp").stdout
-    assert "retry_on_failure.initial_interval: duration = 5s" in reference
+    assert "retry_on_failure.initial_interval: duration = 1s" in reference
     assert lockgate("components", "otlphtp").stderr.strip() == "lockgate: there is no component otlphtp; did you mean otlphttp?"
 
 

@@ -110,6 +110,22 @@ def test_a_port_that_is_taken_ends_the_start_and_is_named(tmp_path: Path) -> Non
     assert "Traceback" not in result.stderr
 
 
+def test_a_kubeconfig_that_is_not_there_ends_the_start_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"""
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:0"}}}}}}}}
+processors: {{k8sattributes: {{auth_type: kubeConfig, context: here, kubeconfig: {tmp_path / "none"}}}}}
+exporters: {{debug: }}
+service:
+  telemetry: {{metrics: {{level: none}}}}
+  pipelines: {{logs: {{receivers: [otlp], processors: [k8sattributes], exporters: [debug]}}}}
+""")
+    command = [sys.executable, "-m", "lockgate.cli.main", "run", "--config", str(tmp_path / "c.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1
+    assert f"ended: cannot read the kubeconfig {tmp_path / 'none'}: No such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 COSTLY = {
     "duckdb",
     "grpclib",

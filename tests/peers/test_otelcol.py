@@ -198,6 +198,13 @@ def test_plain_files_give_the_collectors_records(tmp_path: Path, settings: Objec
             ["a\nb", "c", "BEGIN d"],
             id="omit-pattern-of-a-record-that-time-ends",
         ),
+        pytest.param(
+            {"max_log_size": 1024},
+            b"x" * 3000 + b"\nnext\n",
+            ["x" * 1024, "next"],
+            ["x" * 1024, "x" * 1024, "x" * 952, "next"],
+            id="a-line-over-max_log_size",
+        ),
         pytest.param({}, b"\xff\xfe\nnext\n", [b"\xff\xfe", "next"], ["\ufffd\ufffd", "next"], id="text-that-is-not-utf8"),
     ],
 )

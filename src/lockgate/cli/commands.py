@@ -102,13 +102,20 @@ def up(*, state: Path = Path(".lockgate"), lines_per_second: float = 20, context
     return run_up(state, lines_per_second=lines_per_second, context=context, kubeconfig=kubeconfig)
 
 
-app.command("lockgate.cli.logs:logs")
-app.command("lockgate.cli.query:query")
-app.command("lockgate.cli.where:where")
-app.command("lockgate.cli.lockdown:netpol")
-app.command("lockgate.cli.lockdown:rbac")
-app.command("lockgate.cli.lockdown:netcheck")
-app.command("lockgate.cli.lockdown:privileges")
+# Imported when they are called, so what `--help` says of them stands here as well.
+for _target, _help in {
+    "logs:logs": "Show log lines from a running store, the newest last.",
+    "query:query": "Ask a running store in SQL (DuckDB's dialect): the views are logs, metrics and traces. Nothing can be changed.",
+    "where:where": "Show where lines are now: on disk and unread, waiting, delivered, rejected or lost, and why.\n\n"
+    "Exit status 0: nothing was lost; 3: something was rejected, or gone before it was read; 1: it cannot be told.",
+    "lockdown:netpol": "Render the network policies that this configuration needs: everything is denied but its flows, both ways.",
+    "lockdown:rbac": "Render the RBAC roles and bindings for what this configuration asks of the Kubernetes API.",
+    "lockdown:netcheck": "Try each flow of this configuration from here, inside a pod, and one that must fail. "
+    "Exit status 1 where one is not as it should be.",
+    "lockdown:privileges": "Try to read, from here, what this configuration reads of others' files, and say what it takes. "
+    "Exit status 1 where that is more.",
+}.items():
+    app.command(f"lockgate.cli.{_target}", help=_help)
 
 
 def load(config: list[str], overrides: list[str] | None):  # type: ignore[no-untyped-def]  # imported below, when asked for

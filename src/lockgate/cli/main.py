@@ -19,12 +19,16 @@ def main() -> None:
 
         sys.exit(app())
     except DocumentError as error:
+        for warning in error.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         for problem in error.problems:
             print(problem, file=sys.stderr)
         count = len(error.problems)
         print(f"lockgate: {count} problem{'s' if count > 1 else ''} in the configuration", file=sys.stderr)
         sys.exit(2)
     except LookupError as error:
+        if isinstance(error, KeyError | IndexError):
+            raise  # a fault of our own
         print(f"lockgate: {error.args[0]}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

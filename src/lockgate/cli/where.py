@@ -43,7 +43,12 @@ def where(pod: str = "", /, *, output: Literal["text", "json"] = "text", state: 
     directory = state or default_state_directory()
     if state is None and not directory.exists():
         directory = _IN_A_POD
-    for role, access in find_all(directory, LEDGER):
+    try:
+        roles = list(find_all(directory, LEDGER))
+    except NotRunning as error:
+        print(f"lockgate: {error}", file=sys.stderr)
+        return 1
+    for role, access in roles:
         try:
             with asked(access, "GET", "/where", parameters) as answer:
                 answers[role] = json.loads(answer.read())

@@ -4,8 +4,9 @@ A class is imported when a configuration names it, and not before: what is not c
 """
 
 import importlib
+import re
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, requires
 from typing import Any
 
 from lockgate.pipeline.contract import Component, Kind
@@ -19,6 +20,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fluentforward": "fluentforward:FluentForwardReceiver",
         "journald": "journald:JournaldReceiver",
         "otlp": "otlp:OtlpReceiver",
+        "raw_k8s_events": "raw_k8s_events:RawK8sEventsReceiver",
         "sumologic": "sumologic:SumologicReceiver",
     },
     Kind.PROCESSOR: {
@@ -87,10 +89,20 @@ def find(kind: Kind, type_name: str) -> type[Component[Any]] | None:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UnusableComponent(f"{kind.singular} {type_name} ({target}) cannot be imported: {error}; install what it names") from error
+        raise UnusableComponent(f"{kind.singular} {type_name} ({target}) cannot be imported: {error}; {_mend(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Component) and found.kind is kind):
         raise UnusableComponent(f"{target} is no {kind.singular}: subclass lockgate.pipeline.contract.{kind.singular.title()}")
     return found
+
+
+def _mend(error: ImportError | AttributeError) -> str:
+    """Which of our extras brings the module that is missing, if one does."""
+    for requirement in requires("lockgate") or ():
+        if found := re.match(r"([\w.-]+).*;.*extra == [\"'](\w+)", requirement):
+            package, extra = found.groups()
+            if package == error.name:
+                return f"pip install 'lockgate[{extra}]'"
+    return "install what it names"
 
 
 def any_installed() -> bool:

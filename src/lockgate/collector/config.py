@@ -324,7 +324,7 @@ class _Check:
             self._cycles(pipelines)
             self._ports(configuration)
         if self.problems:
-            raise DocumentError(sorted(self.problems, key=_place))
+            raise DocumentError(sorted(self.problems, key=_place), self.document.warnings)
         assert service is not None
         return Configuration(self.components, pipelines, service, self.files, tuple(self.warnings))
 

@@ -162,7 +162,7 @@ class Program:
         try:
             new = await self._in_thread(self._load)
         except Exception as error:  # whatever it is, it is no reason to end
-            reasons = [str(problem) for problem in error.problems] if isinstance(error, DocumentError) else [describe(error)]
+            reasons = list(map(str, (*error.warnings, *error.problems))) if isinstance(error, DocumentError) else [describe(error)]
             self._tell("wrong", reasons, "the configuration is wrong; the one from before goes on")
             return
         for warning in new.warnings:
@@ -254,8 +254,10 @@ def run(configuration: Configuration, load: Callable[[], Configuration]) -> int:
         asyncio.run(_run_until_signal(configuration, load, sandbox))
     except Exception as error:
         for leaf in leaves(error):
-            # An OSError is about the machine (a port, a file) and says what to do; anything else is our own bug and shows where.
-            log.error("ended: %s", describe(leaf), exc_info=None if isinstance(leaf, OSError | LookupError) else leaf)
+            # An OSError is about the machine (a port, a file), a LookupError of ours about the configuration: they say what to do.
+            # Anything else is our own bug and shows where.
+            is_expected = isinstance(leaf, OSError | LookupError) and not isinstance(leaf, KeyError | IndexError)
+            log.error("ended: %s", describe(leaf), exc_info=None if is_expected else leaf)
         return 1
     return 0
 

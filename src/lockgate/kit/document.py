@@ -4,7 +4,7 @@ PyYAML's composed nodes carry marks; this module keeps them beside the plain val
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +42,11 @@ class Problem:
 
 
 class DocumentError(Exception):
-    """A document cannot be used; carries every problem found, not just the first."""
+    """A document cannot be used; carries every problem found, not just the first, and the warnings that may be their cause."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], warnings: Sequence[Problem] = ()) -> None:
         super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
+        self.problems, self.warnings = problems, warnings
 
 
 def path_text(path: Path) -> str:
@@ -110,7 +110,9 @@ def parse(text: str, source: str, expand: Expand | None = None) -> Document:
         raise DocumentError(
             [Problem(mark, (), f"not valid YAML: {error.problem or error.context}", "mend the indentation or quoting")]
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except RecursionError as error:
+        raise DocumentError([Problem(Mark(source), (), "nested too deeply", "write it flatter")]) from error
+    except yaml.YAMLError as error:
         raise DocumentError([Problem(Mark(source), (), f"not valid YAML: {error}")]) from error
     builder = _Builder(source, expand)
     if node is not None:

@@ -73,13 +73,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 _IN_YAMLS_WORDS = {
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "input should be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "input should be a mapping"),
-    "too_short": "must not be empty",
 }
 """What pydantic says of Python's types, by its name of the error."""
 
 
 def _problems(model: type[BaseModel], error: ValidationError, document: Document, path: Path) -> Iterator[Problem]:
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(_is_below(other["loc"], item["loc"]) for other in items):
+            continue  # what is wrong in it has been taken out before it was counted
         steps, inner = _resolve(model, item["loc"])
         at = (*path, *steps)
         mark, message, mend = document.mark(at), _IN_YAMLS_WORDS.get(item["type"], item["msg"]), ""
@@ -87,12 +89,18 @@ def _problems(model: type[BaseModel], error: ValidationError, document: Document
             message, mend = "unknown key", nearest(str(steps[-1]), _keys(inner)) if inner else ""
         elif item["type"] == "missing":
             message = "missing; it has no default"
+        elif item["type"] in ("too_short", "string_too_short") and item["ctx"]["min_length"] == 1:
+            message = "must not be empty"
         elif item["type"] == "literal_error":
             near = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
             mend = near if near.startswith("did") else ""  # the message has named them all
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
         yield Problem(mark, at, message[:1].lower() + message[1:] if message[:2].istitle() else message, mend)
+
+
+def _is_below(location: tuple[int | str, ...], above: tuple[int | str, ...]) -> bool:
+    return len(location) > len(above) and location[: len(above)] == above
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

@@ -26,7 +26,7 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where the kubelet puts a pod's token, CA and namespace (client-go, rest.InClusterConfig)."""
 
 
-class AccessError(Exception):
+class AccessError(OSError):
     """There is no way to the API server from here; says why and what would help."""
 
 
@@ -137,13 +137,15 @@ def in_cluster_url(environment: Mapping[str, str]) -> str:
 def from_kubeconfig(path: Path, context: str) -> Access:
     """The access that this file's context describes. Raises AccessError for what is missing, and for what Lockgate will not do."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        text = path.read_text()
+    except OSError as error:
+        raise AccessError(f"cannot read the kubeconfig {path}: {error.strerror}") from error
+    try:
+        content = yaml.safe_load(text) or {}
         entry = _named(content, "contexts", "context", context, path)
         cluster = _named(content, "clusters", "cluster", entry["cluster"], path)
         user = _named(content, "users", "user", entry["user"], path)
         url = str(cluster["server"]).rstrip("/")
-    except OSError as error:
-        raise AccessError(f"cannot read the kubeconfig {path}: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise AccessError(f"the kubeconfig {path} cannot be used for context {context}: {error}") from error
     if refused := [key for key in ("exec", "auth-provider", "username") if key in user]:

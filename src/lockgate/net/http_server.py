@@ -160,6 +160,7 @@ class HttpRefusal(Exception):
 
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
+NoteRefused = Callable[[BaseRequest, HttpRefusal], object]
 
 
 class HttpServer:
@@ -170,7 +171,7 @@ class HttpServer:
         settings: HttpServerSettings,
         context: Context,
         handler: Handler,
-        note_refused: Callable[[BaseRequest, HttpRefusal], object] = lambda request, refusal: None,
+        note_refused: NoteRefused = lambda request, refusal: None,
     ) -> None:
         """`note_refused` is told of each request that is refused before `handler` sees it."""
         self.settings, self._context, self._handler, self._note_refused = settings, context, handler, note_refused
@@ -199,7 +200,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listens. Raises OSError naming the endpoint."""
-        server = self._server = _Server(self._handle, self.settings, self._refused.add)
+        server = self._server = _Server(self._handle, self.settings, self._refused.add, self._note_refused)
         timeout = self.settings.read_header_timeout or None
         tls = self._tls.server_context() if self._tls else None
 
@@ -387,9 +388,9 @@ def _hold(share: Share, size: int) -> None:
 class _Server(Server):
     """aiohttp's server, with our connections: bounded in number and in the time that a request's head may take."""
 
-    def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any]) -> None:
+    def __init__(self, handler: Handler, settings: HttpServerSettings, refuse: Callable[[], Any], note_refused: NoteRefused) -> None:
         super().__init__(handler)
-        self.settings, self.refuse = settings, refuse
+        self.settings, self.refuse, self.note_refused = settings, refuse, note_refused
         self.all_used = asyncio.Event()
         self.all_used.set()
         self._unused: set[_Connection] = set()
@@ -463,6 +464,14 @@ class _Connection(RequestHandler):
     def log_exception(self, *arguments: Any, **keywords: Any) -> None:
         # What reaches this is a client's malformed request, answered with 400: no error of ours, and no traceback in our log.
         self.logger.debug(*arguments, **keywords)
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> StreamResponse:
+        self._owner.note_refused(request, HttpRefusal(status, f"not HTTP as it should be: {(message or repr(exc)).partition(chr(10))[0]}"))
+        response = super().handle_error(request, status, exc, message)
+        response.headers["Server"] = "lockgate"
+        return response
 
     def _arm(self) -> None:
         if seconds := self._owner.settings.read_header_timeout:

@@ -19,6 +19,7 @@ from pydantic import model_validator
 from yarl import URL
 
 from lockgate.kit.settings import Secret
+from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.units import Duration
 from lockgate.net.proxy import proxy_credentials
 from lockgate.net.trust import Trusting, TrustSettings
@@ -278,7 +279,31 @@ class ReloadingContext:
         listener = self._build()
         # Called for every ClientHello, with a server name or without; certificate and trust are taken from the context set here.
         listener.sni_callback = self._switch
+        listener.sslobject_class = self._telling()
         return listener
+
+    def _telling(self) -> type[ssl.SSLObject]:
+        """A connection's TLS that counts and tells why a handshake failed: asyncio closes such a connection without a word."""
+        component, sometimes = self._component, Sometimes(self._component.clock)
+        failures = component.metrics.counter(
+            "lockgate_tls_failed_handshakes", "connections that ended in their TLS handshake", component=component.id
+        )
+
+        class Telling(ssl.SSLObject):
+            def do_handshake(self) -> None:
+                try:
+                    super().do_handshake()
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    raise
+                except ssl.SSLError as error:
+                    failures.add()
+                    reason = getattr(error, "verify_message", "") or (error.reason or str(error)).lower().replace("_", " ")
+                    if (kept_back := sometimes.now(reason)) is not None:
+                        more = f" ({kept_back} more like this were not logged)" if kept_back else ""
+                        component.logger.warning("a client's TLS handshake failed: %s%s", reason, more)
+                    raise
+
+        return Telling
 
     def _switch(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _listener: ssl.SSLContext) -> None:
         connection.context = self.context()

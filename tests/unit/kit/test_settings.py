@@ -46,6 +46,8 @@ class Outer(Settings):
     """Under another name."""
     text: str = ""
     """Text."""
+    some: list[Rule] = Field([Rule(action="keep")], min_length=1)
+    """At least one."""
 
 
 def complaints(text: str) -> list[str]:
@@ -69,7 +71,9 @@ CASES = [
     pytest.param("named:\n  action: {retries: x, action: drop}", ["f.yaml:2:12: named.action.retries: "], id="a-mapping-key-like-a-field"),
     pytest.param("lists:\n  a:\n    - prt: 1", ["f.yaml:3:7: lists.a[0].prt: unknown key; did you mean port?"], id="mapping-of-lists"),
     pytest.param("as: x", ["f.yaml:1:1: as: "], id="alias"),
-    pytest.param("zzz: 1", ["f.yaml:1:1: zzz: unknown key; known: as, either, http, lists, named, rules, text, token"], id="known-names"),
+    pytest.param(
+        "zzz: 1", ["f.yaml:1:1: zzz: unknown key; known: as, either, http, lists, named, rules, some, text, token"], id="known-names"
+    ),
     pytest.param(
         "http: {port: x}\nrules: 5\nzz: 1", ["f.yaml:1:8: http.port: ", "f.yaml:2:1: rules: ", "f.yaml:3:1: zz: unknown"], id="all-at-once"
     ),
@@ -79,6 +83,8 @@ CASES = [
     pytest.param(
         "http: 5\nrules: {}", ["f.yaml:1:1: http: input should be a mapping", "f.yaml:2:1: rules: input should be a list"], id="yamls-words"
     ),
+    pytest.param("some: []", ["f.yaml:1:1: some: must not be empty"], id="empty"),
+    pytest.param("some: [{action: x}]", ["f.yaml:1:9: some[0].action: input should be"], id="a-bad-item-is-no-empty-list"),
     pytest.param("[1]", ["f.yaml:1:1: "], id="not-a-mapping"),
 ]
 

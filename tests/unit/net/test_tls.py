@@ -128,6 +128,25 @@ async def test_a_server_refuses_clients_without_a_certificate_of_its_authority(f
         assert await talk(port, known.follow(context())) == b"hello"
 
 
+async def test_a_handshake_that_fails_is_counted_and_told_but_not_each_time(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    of = context()
+    async with serving(files.server(client_ca_file=files.ca_file).follow(of)) as port:
+        for _ in range(3):
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await talk(port, files.client().follow(context()))
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(10):
+            while of.metrics.value("lockgate_tls_failed_handshakes") < 4:
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+    said = [record.message for record in caplog.records if "handshake failed" in record.message]
+    assert said == [
+        "a client's TLS handshake failed: peer did not return a certificate",
+        "a client's TLS handshake failed: http request",
+    ]
+
+
 async def test_a_server_follows_its_client_ca_file(files: Files) -> None:
     clock = VirtualClock()
     clients = trustme.CA()

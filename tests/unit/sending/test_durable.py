@@ -241,6 +241,14 @@ async def test_what_is_refused_or_given_up_leaves_the_queue_counted_and_logged(
         assert of.metrics.value("otelcol_exporter_queue_size") == 0
 
 
+async def test_giving_up_batch_after_batch_is_counted_each_time_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with exporting(tmp_path, Server(Retryable("down")), retry_on_failure={"enabled": False}) as (queue, of):
+        for number in range(20):
+            await queue.consume(a_batch(number))
+        await until(lambda: of.metrics.value("otelcol_exporter_send_failed_log_records") == 20)
+    assert sum("were given up" in record.message for record in caplog.records) == 1
+
+
 async def test_a_fault_of_our_own_keeps_the_batch_on_disk_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     poison, good = a_batch(0), a_batch(1)
     async with exporting(tmp_path, server := Server(ZeroDivisionError("bug"))) as (exporter, _):

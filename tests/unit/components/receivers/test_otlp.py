@@ -159,6 +159,25 @@ async def test_a_request_without_credentials_is_refused_and_counted(caplog: pyte
     assert sink.bodies() == ["a"]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="tls"),
+        pytest.param(b"POST /v1/logs HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", id="two-lengths"),
+        pytest.param(b"POST /v1/logs HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", id="endless-head"),
+    ],
+)
+async def test_what_is_not_http_is_refused_and_counted(head: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with receiving(Sink()) as (url, of):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(head)
+        answer = await reader.read()
+        writer.close()
+        assert b" 400 " in answer and b"Server: lockgate" in answer
+        assert of.metrics.value("lockgate_receiver_refused_requests", status="400") == 1
+        assert "with 400: not HTTP as it should be: " in caplog.text
+
+
 async def test_json_is_taken_and_answered_with_json() -> None:
     body = b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"timeUnixNano":"1","body":{"stringValue":"hello"}}]}]}]}'
     sink = Sink(Retryable("later"))

@@ -1,4 +1,6 @@
-"""Tags telemetry with what Kubernetes knows of its pod, as Sumo Logic's collector does. settings: what users write; processor: how.
+"""Tags telemetry with what Kubernetes knows of its pod, as Sumo Logic's collector does.
+
+`settings` is what a user writes, `processor` finds the pod.
 
 Behaviour: the `k8s_tagger` processor of Sumo Logic's OpenTelemetry collector, with these differences, each to the user's good:
 - a pod's services are those of its name and namespace (the original goes by the name alone: every `web-0` of a cluster shares services);

@@ -1,4 +1,7 @@
-"""Adds what Kubernetes knows of a pod to its telemetry. settings: what users write; extraction: objects to attributes; processor: how."""
+"""Adds what Kubernetes knows of a pod to its telemetry.
+
+`settings` is what a user writes, `extraction` makes attributes of objects, `processor` finds the pod.
+"""
 
 from lockgate.components.processors.k8sattributes.processor import K8sAttributesProcessor
 

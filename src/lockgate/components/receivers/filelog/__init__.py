@@ -1,4 +1,4 @@
-"""filelog: follows log files.
+"""Follows log files: containers' logs, with rotation and positions, and others.
 
 `settings` is what a user writes, `parsers` turns a file's bytes into records, `receiver` runs `lockgate.tail`.
 """

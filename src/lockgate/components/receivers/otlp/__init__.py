@@ -1,4 +1,4 @@
-"""The `otlp` receiver: OTLP over HTTP and gRPC, all three signals.
+"""Receives OTLP over HTTP and gRPC.
 
 `settings` is what a user writes; the transports are `net.otlp_http` and `grpc`, what both do with a request is `net.intake`.
 """
