@@ -35,6 +35,7 @@ PRESETS = {
     "logs-metadata": "logs_metadata",
     "metrics-metadata": "metrics_metadata",
     "traces": "traces",
+    "events": "events",
 }
 LISTENERS = {"logs-collector": "logsCollector", "logs-metadata": "logs", "metrics-metadata": "metrics", "traces": "traces"}
 
@@ -341,7 +342,7 @@ def test_the_logs_collector_lives_in_a_namespace_of_its_own() -> None:
     assert not of_kind(rendered("one-namespace-for-all"), "Namespace")
 
 
-@pytest.mark.parametrize("signal", ["logs", "metrics", "traces"])
+@pytest.mark.parametrize("signal", ["logs", "metrics", "traces", "events"])
 def test_a_pipeline_that_is_off_renders_nothing(signal: str) -> None:
     off = {"sumologic": {signal: {"enabled": False}}}
     roles = {component(each) for each in helm.render(off) if each["kind"] != "Namespace"}
@@ -349,7 +350,7 @@ def test_a_pipeline_that_is_off_renders_nothing(signal: str) -> None:
 
 
 def test_with_everything_off_nothing_at_all_is_rendered() -> None:
-    off = {"sumologic": {signal: {"enabled": False} for signal in ("logs", "metrics", "traces")}}
+    off = {"sumologic": {signal: {"enabled": False} for signal in ("logs", "metrics", "traces", "events")}}
     assert helm.render(off) == []
     assert "Nothing is on" in helm.notes(off)
 
@@ -361,7 +362,7 @@ def test_nothing_is_a_hook() -> None:
 @pytest.mark.parametrize("role", PRESETS)
 def test_by_default_a_role_is_its_preset(role: str, configured: Any) -> None:
     values = {
-        "sumologic": {"logs": {"systemd": {"enabled": True}}},
+        "sumologic": {"logs": {"systemd": {"enabled": True}}, "events": {"persistence": {"maxQueueSize": "4GiB"}}},
         "otellogs": {"dockerContainers": True},
         "metadata": {"persistence": {"maxQueueSize": "4GiB"}},
     }
@@ -383,6 +384,36 @@ def test_by_default_a_role_is_its_preset(role: str, configured: Any) -> None:
         # What a trace's source is called is the collection's choice, and the journal's queue is bounded like the containers'.
         if (role, key[1]) not in {("traces", "source"), ("logs-collector", "otlphttp/journald")}:
             assert built.components[key].settings == expected.settings, key
+
+
+def test_one_pod_alone_reads_events_and_nobody_may_send_it_anything() -> None:
+    objects = [
+        each for each in rendered("everybody-named") if each["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "events"
+    ]
+    assert sorted({each["kind"] for each in objects}) == [
+        *("ClusterRole", "ClusterRoleBinding", "ConfigMap", "NetworkPolicy", "Service", "ServiceAccount", "StatefulSet")
+    ]
+    [workload] = of_kind(objects, "StatefulSet")
+    assert workload["spec"]["replicas"] == 1
+    [allow] = [each for each in of_kind(objects, "NetworkPolicy") if each["metadata"]["name"].endswith("-allow")]
+    assert [[port["port"] for port in rule["ports"]] for rule in allow["spec"]["ingress"]] in ([[13133], [8888]], [[8888], [13133]])
+
+
+def test_what_a_user_says_of_events_is_what_is_rendered(configured: Any) -> None:
+    values = CASES["events-as-told"]
+    objects = rendered("events-as-told")
+    workload = workloads(objects)["events"]
+    source: Any = configured(workload, objects, complete(values)).components[Kind.PROCESSOR, "source"].settings
+    assert (source.source_name, source.source_category, source.source_category_replace_dash) == ("k8s", "ops/a-b", "_")
+    claim = workload["spec"]["volumeClaimTemplates"][0]
+    assert (claim["spec"]["storageClassName"], claim["spec"]["accessModes"]) == ("fast", ["ReadWriteMany"])
+    assert (claim["spec"]["resources"]["requests"]["storage"], claim["metadata"]["labels"]) == ("2Gi", {"e": "5"})
+    spec = pod(workload)
+    assert (spec["nodeSelector"], spec["priorityClassName"]) == ({"disk": "ssd"}, "high")
+    assert spec["containers"][0]["image"] == "r/l:7" and {"name": "A", "value": "b"} in spec["containers"][0]["env"]
+    without = helm.notes(CASES["events-in-memory"])
+    assert "sumologic.events.persistence.enabled: without it the position goes with the pod" in without
+    assert "endpoint-events-otlp" in helm.notes({})
 
 
 def test_a_changed_configuration_rolls_the_pods_and_nothing_else_does() -> None:
@@ -409,13 +440,15 @@ def test_the_keys_of_the_security_document_work_as_it_shows_them() -> None:
     assert mounts["root-ca-cert"]["readOnly"] is True
     assert "readOnly" not in mounts["certs"]  # it is filled there; read-only it could not be
     assert {"name": "certs", "mountPath": "/etc/ssl/certs/", "readOnly": True} in metrics["containers"][0]["volumeMounts"]
-    for spec in (logs, metrics, collector):
+    events = pod(found["events"])
+    assert events["securityContext"]["fsGroup"] == 998
+    assert events["containers"][0]["securityContext"]["runAsUser"] == 998
+    for spec in (logs, metrics, collector, events):
         assert spec["containers"][0]["image"].endswith("-fips")
     ports = {role: {port["containerPort"] for port in pod(each)["containers"][0]["ports"]} for role, each in found.items()}
     assert (2020 in ports["logs-collector"], 24321 in ports["logs-metadata"], 55681 in ports["traces"]) == (True, True, True)
     told = helm.notes(SEED)
-    assert "sumologic.events.enabled: no effect here; events are not collected yet" in told
-    assert "otelevents: no effect here" in told
+    assert "no effect" not in told
     assert "update-certificates mounts the emptyDir certs read-only" in told
 
 
@@ -460,6 +493,7 @@ def test_one_key_mounts_certificates_into_the_roles_that_connect_and_says_which_
                 "logs-metadata": {"receivers/otlp", "receivers/otlp/journald"},
                 "metrics-metadata": {"receivers/otlp"},
                 "traces": set(),
+                "events": set(),
             }[role]
         )
         mounted = [volume["secret"]["secretName"] for volume in pod(each)["volumes"] if "secret" in volume]
@@ -540,6 +574,27 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             {"otellogs": {"privilege": "rot"}}, "'/otellogs/privilege': value must be one of 'group', 'root', 'capability'", id="choice"
         ),
         pytest.param({"networkPolicy": {"nodes": ["10.0.0.1"]}}, "/networkPolicy/nodes/0", id="no-network"),
+        *(
+            pytest.param({"networkPolicy": {"nodes": [block]}}, "/networkPolicy/nodes/0", id=f"no-network-{block}")
+            for block in ("999.1.1.1/32", "10.0.0.0/33", "fd00::/129", "10.0.0/8")
+        ),
+        *(
+            pytest.param({"otellogs": {"state": {"path": path}}}, f"otellogs.state.path: all of {path} would be given", id=f"not-{path}")
+            for path in ("/", "/etc", "/var/lib", "/var/lib/", "/var/log/pods", "/var/lib/kubelet/pods", "/var/lib/../..", "/opt")
+        ),
+        pytest.param({"otellogs": {"state": {"maxQueueSize": "lots"}}}, "'/otellogs/state/maxQueueSize'", id="no-size"),
+        pytest.param({"metadata": {"logs": {"waitForMetadataTimeout": "10"}}}, "waitForMetadataTimeout'", id="no-duration"),
+        pytest.param({"backend": {"url": "https://user:word@a.example"}}, "'/backend/url'", id="password-in-a-configmap"),
+        pytest.param({"sumologic": {"clusterDNSDomain": "a b"}}, "'/sumologic/clusterDNSDomain'", id="no-domain"),
+        *(
+            pytest.param({"metadata": {"logs": {"statefulset": given}}}, f"metadata.logs.statefulset.{said}", id=said)
+            for given, said in (
+                ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of the chart's own volume"),
+                ({"extraVolumes": [{"name": "a"}, {"name": "a"}]}, "extraVolumes: a is the name of another volume"),
+                ({"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}, "extraVolumeMounts: no volume is called a"),
+                ({"extraVolumeMounts": [{"name": "state", "mountPath": "/var/lib/lockgate/"}]}, "extraVolumeMounts: the volume state is"),
+            )
+        ),
         pytest.param({"backend": {"existingSecret": "a, optional: true"}}, "'/backend/existingSecret'", id="no-name"),
         pytest.param({"sumologic": {"otelcolImage": {"tag": "a: b"}}}, "'/sumologic/otelcolImage/tag'", id="no-tag"),
         pytest.param({"metadata": {"persistence": {"size": "ten"}}}, "'/metadata/persistence/size'", id="no-quantity"),
@@ -700,6 +755,12 @@ def test_keys_that_mean_nothing_here_are_named_with_what_to_do_instead() -> None
     assert "no effect" not in helm.notes({})
 
 
+def test_pods_that_a_restricted_namespace_would_refuse_are_told_of() -> None:
+    for context in ({"runAsUser": 0}, {"runAsNonRoot": False}):
+        assert "WARNING: metadata.securityContext: as root" in helm.notes({"metadata": {"securityContext": context}})
+    assert "metadata.securityContext" not in helm.notes({"metadata": {"securityContext": {"fsGroup": 999, "runAsNonRoot": True}}})
+
+
 def collection_values() -> dict[str, Any]:
     """The keys of the Sumo Logic Kubernetes Collection, with their defaults; None where there is none."""
     rows = [line.partition("\t") for line in (ROOT / "tests/data/collection_values.txt").read_text().splitlines()[1:]]
@@ -766,7 +827,7 @@ def test_every_default_has_a_type_and_every_type_a_default() -> None:
             found |= paths(node["properties"][key], values[key], f"{path}{key}.")
         return found
 
-    found = {each for each in paths(schema, complete({}), "") if each[1].partition(".")[0] not in ("otelevents", "global")}
+    found = {each for each in paths(schema, complete({}), "") if each[1] != "global"}
     assert {kind for kind, _ in found} <= {"no default"}
     # Alternative places, and what is taken from elsewhere where it is not given.
     elsewhere = r"(metadata\.\w+|otelcolInstrumentation)\.(extraVolumes|extraVolumeMounts|initContainers)"

@@ -123,7 +123,7 @@ def test_components_lists_all_and_prints_the_keys_of_one() -> None:
     assert [tuple(line.split()[:2]) for line in listed] == [(kind.singular, name) for kind, name in all_types()]
     assert "unusable" not in "\n".join(listed)
     reference = lockgate("components", "exporters/otlphttp").stdout
-    assert "retry_on_failure.initial_interval: duration = 5s" in reference
+    assert "retry_on_failure.initial_interval: duration = 1s" in reference
     assert lockgate("components", "otlphtp").stderr.strip() == "lockgate: there is no component otlphtp; did you mean otlphttp?"
 
 

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.backend import Backend
+from support.events_contract import event
+from support.kubernetes import sample_in_thread
 from support.otlp import log_batch
 from support.process import Role, free_port, lockgate, wait_until
+
+from lockgate.kit.clock import SystemClock
+from lockgate.kube.resources import EVENTS
+from lockgate.sample.kubernetes_store import ObjectStore
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace; sh tests/install-debian.sh installs it")
 
@@ -94,12 +101,34 @@ def test_resolving_a_name_opens_only_what_its_needs_list(tmp_path: Path) -> None
     assert "\n".join(unlisted(calls, needs, sys.executable)) == ""
 
 
-def traced(tmp_path: Path, text: str) -> tuple[Role, Path]:
+def test_the_events_role_opens_only_what_its_needs_list(tmp_path: Path) -> None:
+    store = ObjectStore(SystemClock())
+    store.create(EVENTS, event("a", seen="2099-01-01T00:00:00Z"))
+    with Backend() as backend, sample_in_thread(store) as api:
+        (tmp_path / "token").write_text("secret")
+        environment = {
+            "LOCKGATE_HOST": "127.0.0.1",
+            "LOCKGATE_STATE": str(tmp_path / "state"),
+            "LOCKGATE_KUBE_API": api,
+            "LOCKGATE_BACKEND_URL": backend.url,
+        }
+        text = f'{{"receivers": {{"raw_k8s_events": {{"token_file": "{tmp_path}/token"}}}}, "service": {{"shutdown_timeout": "1s"}}}}'
+        role, trace = traced(tmp_path, text, environment, preset="events")
+        needs = json.loads(lockgate("needs", "--format", "json", *role.configs, environment=role.environment).stdout)
+        with role:
+            wait_until(lambda: "said by a" in backend.bodies(), what="the event at the backend")
+    wait_until(lambda: "+++ exited with 0 +++" in trace.read_text(), what="the end of the trace")
+    calls = list(parse(trace.read_text()))
+    assert any(str(tmp_path / "token") in call.arguments for call in calls), "the trace is empty: this test would prove nothing"
+    assert "\n".join(unlisted(calls, needs, sys.executable)) == ""
+
+
+def traced(tmp_path: Path, text: str, environment: dict[str, str] | None = None, preset: str = "") -> tuple[Role, Path]:
     """A role, and the file that its system calls are written to."""
     trace = tmp_path / "trace"
     # -D: the role stays our child and the tracer hangs on its side, so that signals go where they are meant to go.
     strace = ("strace", "-D", "-f", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(trace))
-    return Role(tmp_path / "role", text, expect_ready=False, prefix=strace), trace
+    return Role(tmp_path / "role", text, environment, preset=preset, expect_ready=False, prefix=strace), trace
 
 
 def test_the_comparison_sees_what_is_not_listed() -> None:

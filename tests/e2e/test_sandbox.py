@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -40,12 +41,12 @@ CONFIG = """
 extensions: {{intruder: {{port: {port}}}}}
 service: {{sandbox: {mode}, shutdown_timeout: 2s, extensions: [{extensions}]}}
 """
-PRESETS = ["logs_collector", "logs_metadata", "metrics_metadata", "traces", "backend", "sample"]
+PRESETS = ["logs_collector", "logs_metadata", "metrics_metadata", "traces", "events", "backend", "sample"]
 REFUSED = {"EACCES", "EPERM"}
 
 
-def post(url: str, payload: bytes) -> int:
-    request = urllib.request.Request(url, payload, {"Content-Type": "application/x-protobuf"})
+def post(url: str, payload: bytes, kind: str = "application/x-protobuf") -> int:
+    request = urllib.request.Request(url, payload, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=20) as answer:
         return int(answer.status)
 
@@ -99,6 +100,11 @@ class Place:
                 assert post(f"{url}/metrics", request.SerializeToString()) == 200
             case "traces":
                 assert post(f"{url}/traces", span_batch("one").payload) == 200
+            case "events":
+                self.lines += 1
+                said = {"metadata": {"generateName": "web-0."}, "message": f"event {self.lines}", "lastTimestamp": "2099-01-01T00:00:00Z"}
+                assert post(f"{self.api}/api/v1/namespaces/shop/events", json.dumps(said).encode(), "application/json") == 201
+                wait_until(lambda: f"event {self.lines}" in self.backend.bodies(), what="the event at the backend")
             case _:
                 assert post(f"{url}/logs", log_batch("one").payload) == 200
         if preset.endswith("metadata") or preset == "traces":
@@ -362,6 +368,64 @@ def test_certificates_and_tokens_are_followed_as_a_kubelet_swaps_them(tmp_path: 
         second = swap(2)
         wait_until(lambda: delivers(second, 2), what="the new certificate, CA and token")
         assert not delivers(first, 1)
+
+
+SENDING = """
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
+exporters:
+  otlphttp:
+    endpoint: https://127.0.0.1:{backend}
+    retry_on_failure: {{initial_interval: 200ms, max_interval: 500ms}}
+    tls: {tls}
+extensions: {{health_check: {{}}}}
+service:
+  sandbox: require
+  trust: {trust}
+  extensions: [health_check]
+  pipelines: {{logs: {{receivers: [otlp], exporters: [otlphttp]}}}}
+"""
+
+
+@pytest.mark.parametrize("swaps_links", [False, True], ids=["renamed", "as-a-kubelet-swaps-it"])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["its-own", "the-services"])
+def test_whom_an_exporter_trusts_follows_the_file(tmp_path: Path, everywhere: bool, swaps_links: bool) -> None:
+    mount, port, server = tmp_path / "mount", free_port(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    mount.mkdir()
+
+    def put_authority(generation: int, authority: trustme.CA) -> None:
+        directory = mount / f"..{generation}"
+        directory.mkdir()
+        authority.cert_pem.write_to_path(directory / "ca.crt")
+        if swaps_links:
+            (mount / "..data_tmp").symlink_to(directory.name)
+            (mount / "..data_tmp").rename(mount / "..data")
+            if generation == 1:
+                (mount / "ca.crt").symlink_to("..data/ca.crt")
+        else:
+            (directory / "ca.crt").rename(mount / "ca.crt")
+
+    first, second = trustme.CA(), trustme.CA()
+    first.issue_cert("127.0.0.1").configure_cert(server)
+    put_authority(1, first)
+    with Backend(tls=server) as backend:
+        backend.headers = {"Connection": "close"}  # a connection that stands needs no new trust
+        tls, trust = (f"{{ca_file: {mount}/ca.crt}}", "{}") if not everywhere else ("{}", f"{{ca_files: [{mount}/ca.crt]}}")
+        with Role(tmp_path / "role", SENDING.format(port=port, backend=backend.port, tls=tls, trust=trust)) as role:
+
+            def blocked() -> str:
+                return str(role.get("/status")[1])
+
+            url = f"http://127.0.0.1:{port}/v1/logs"
+            assert post(url, log_batch("one").payload) == 200
+            wait_until(lambda: backend.bodies() == ["one"], what="delivered under the first authority")
+            second.issue_cert("127.0.0.1").configure_cert(server)
+            with ThreadPoolExecutor(1) as client:
+                answer = client.submit(post, url, log_batch("two").payload)
+                wait_until(lambda: "was not accepted" in blocked(), what="the new certificate's issuer is not trusted")
+                assert "issued by" in blocked() and backend.bodies() == ["one"]
+                put_authority(2, second)
+                assert answer.result(20) == 200
+            assert backend.bodies() == ["one", "two"]
 
 
 def test_log_files_that_lie_in_a_directory_missing_at_start_stay_closed_and_that_is_said(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_where_finds_every_role_and_every_line_of_a_pod(up: tuple[Path, "subproc
         answer: dict[str, Any] = json.loads(lockgate("where", "data/postgres-0", "--state", str(state), "--output", "json").stdout)
         return answer
 
-    assert set(where()) == {"logs_collector", "logs_metadata", "metrics_metadata", "traces"}
+    assert set(where()) == {"events", "logs_collector", "logs_metadata", "metrics_metadata", "traces"}
     wait_until(lambda: where()["logs_collector"]["containers"], 30, "the pod's log")
     (container,) = where()["logs_collector"]["containers"]
     for counts in (file["queues"]["logs"] for file in container["files"]):
@@ -92,6 +92,16 @@ def test_where_finds_every_role_and_every_line_of_a_pod(up: tuple[Path, "subproc
     totals = lockgate("where", "--state", str(state))
     assert totals.returncode == 0, totals.stderr
     assert "== logs_collector\nreceiver filelog: " in totals.stdout and "== traces" in totals.stdout
+
+
+def test_the_clusters_events_arrive_whole(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, _ = up
+    sql = "SELECT body, attributes FROM logs WHERE source_category = 'kubernetes/events' AND body = 'Started container postgres'"
+    wait_until(lambda: ask(state, sql), 30, "the event of a pod's start")
+    (row,) = ask(state, sql)
+    attributes = json.loads(row["attributes"]) if isinstance(row["attributes"], str) else row["attributes"]
+    assert attributes["type"] == "ADDED"
+    assert attributes["object"]["involvedObject"]["name"] == "postgres-0"
 
 
 @pytest.mark.parametrize("table", ["metrics", "traces"])

@@ -26,6 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from support import Sink, context
+from support.events_contract import event
 from support.journal import needs_journal, write
 from support.mutation import mutated
 from support.otlp import log_batch, metric_request, span_batch
@@ -43,6 +44,7 @@ from lockgate.components.receivers.fluentforward import FluentForwardReceiver, F
 from lockgate.components.receivers.journald.records import Records
 from lockgate.components.receivers.otlp import OtlpReceiver
 from lockgate.components.receivers.otlp.settings import OtlpReceiverSettings
+from lockgate.components.receivers.raw_k8s_events.records import last_seen, record, request
 from lockgate.net.compression import CorruptBody, TooLarge, compress, decompress
 from lockgate.pipeline.contract import Kind, Processor
 from lockgate.wire import cri, fluent, otlp_json
@@ -135,6 +137,32 @@ def test_a_journals_entry_gives_a_record_whatever_its_fields(fields: list[bytes]
     assert len(request) < 4 * sum(map(len, fields)) + 20 * len(fields) + 4 * len(cursor) + 250
     names = {field.partition(b"=")[0].decode("ascii", "replace") for field in fields}
     assert {entry.key for entry in record.body.kvlist_value.values} == names | {"__CURSOR", "__MONOTONIC_TIMESTAMP"}
+
+
+# Events of the Kubernetes API.
+
+EVENT_WORDS = [b"null", b"[" * 40, b'{"a":' * 40, b"1e999", b"18446744073709551616", b"\\ud83d", b'"9999-12-31T23:59:59Z"', b'"0001-01-01"']
+events = st.sampled_from(
+    [
+        json.dumps(event("a", eventTime="2026-01-02T03:04:05.000006Z", series={"count": 2, "lastObservedTime": None})).encode(),
+        json.dumps(event("b", type="Warning", metadata={"uid": "u", "managedFields": [{"fieldsV1": {"f:a": {}}}], "n": -1.5})).encode(),
+    ]
+)
+
+
+@CHEAP
+@given(mutated(events, EVENT_WORDS))
+@example(b'{"eventTime":"9999-12-31T23:59:59Z","series":{"lastObservedTime":"9999-12-31T23:59:59Z"}}')
+@example(b'{"metadata":[],"series":[],"type":7,"message":{},"eventTime":{}}')
+@example(b'{"x":' * 5000 + b"1" + b"}" * 5000)
+@example(b"[]")
+def test_an_event_gives_a_record_or_a_value_error(raw: bytes) -> None:
+    last_seen(raw)
+    with suppress(ValueError):
+        _, made = record(raw, "ADDED", 1)
+        assert count_records(Signal.LOGS, request([made])) == 1
+        (read,) = ExportLogsServiceRequest.FromString(request([made])).resource_logs[0].scope_logs[0].log_records
+        assert [entry.key for entry in read.attributes] == ["object", "type"]
 
 
 def test_of_ever_new_fields_a_bounded_number_is_remembered() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from support.kube_apiserver import PEERS, ApiServer, running_api_server
 
-pytest.register_assert_rewrite("support.kubernetes_contract")
+pytest.register_assert_rewrite("support.kubernetes_contract", "support.events_contract")
 
 
 @pytest.fixture(scope="session")

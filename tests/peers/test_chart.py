@@ -129,14 +129,15 @@ async def test_every_pod_is_admitted_where_it_belongs_and_refused_where_it_asks_
 async def test_each_role_may_do_what_it_needs_and_nothing_else(installed: Any) -> None:
     chart: Installed = await installed({}, "chart-rbac")
     found = workloads(chart.objects)
-    needed = {("", "pods"), ("", "namespaces"), ("apps", "replicasets")}
+    enrichment = {("", "pods"), ("", "namespaces"), ("apps", "replicasets")}
+    needed = dict.fromkeys(found, enrichment) | {"logs-collector": set(), "events": {("", "events")}}
     others = {
         ("", "secrets"), ("", "configmaps"), ("", "nodes"), ("", "services"), ("", "events"), ("apps", "deployments"), ("batch", "jobs"),
     }  # fmt: skip
     for role, each in found.items():
         for verb in ("get", "list", "watch", "create", "patch", "delete"):
-            for group, resource in needed | others:
-                expected = role != "logs-collector" and (group, resource) in needed and verb in ("list", "watch")
+            for group, resource in enrichment | others:
+                expected = (group, resource) in needed[role] and verb in ("list", "watch")
                 assert await chart.may(each, verb, group, resource) is expected, (role, verb, resource)
         assert not await chart.may(each, "get", "", "nodes", subresource="proxy")
         assert not await chart.may(each, "create", "", "pods", "chart-rbac", "exec")
@@ -148,12 +149,16 @@ async def test_one_namespace_alone_is_asked_about(installed: Any) -> None:
     assert await chart.may(logs, "list", "", "pods", "chart-one")
     assert not await chart.may(logs, "list", "", "pods", "default")
     assert not await chart.may(logs, "list", "", "pods")
+    events = workloads(chart.objects)["events"]
+    assert await chart.may(events, "watch", "", "events", "chart-one")
+    assert not await chart.may(events, "watch", "", "events", "default")
     assert not of_kind(chart.objects, "ClusterRole")
 
 
-@pytest.mark.parametrize(
-    ("role", "namespaced"), [("logs-metadata", False), ("metrics-metadata", False), ("traces", False), ("logs-metadata", True)]
-)
+ROLES = ["logs-metadata", "metrics-metadata", "traces", "events"]
+
+
+@pytest.mark.parametrize(("role", "namespaced"), [*((role, False) for role in ROLES), ("logs-metadata", True), ("events", True)])
 async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lost(
     installed: Any, tmp_path: Path, role: str, namespaced: bool
 ) -> None:
@@ -163,14 +168,14 @@ async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lo
     own = workload["metadata"]
     text = next(each["data"]["lockgate.yaml"] for each in of_kind(chart.objects, "ConfigMap") if each["metadata"]["name"] == own["name"])
     configuration = yaml.safe_load(text)
-    configuration["processors"]["k8sattributes"] |= {
-        "api_server": chart.server.base_url,
-        "ca_file": str(chart.server.ca_file),
-        "token_file": str(tmp_path / "token"),
-        "wait_for_metadata_timeout": "1s",
-    }
+    access = {"api_server": chart.server.base_url, "ca_file": str(chart.server.ca_file), "token_file": str(tmp_path / "token")}
+    if role == "events":
+        configuration["receivers"]["raw_k8s_events"] |= access
+    else:
+        configuration["processors"]["k8sattributes"] |= access | {"wait_for_metadata_timeout": "1s"}
     configuration["extensions"]["file_storage"]["directory"] = str(tmp_path / "storage")
-    for protocol in configuration["receivers"]["otlp"]["protocols"].values():
+    configuration["extensions"]["ledger"]["endpoint"] = f"127.0.0.1:{free_port()}"
+    for protocol in configuration["receivers"].get("otlp", {"protocols": {}})["protocols"].values():
         protocol["endpoint"] = f"127.0.0.1:{free_port()}"
     (tmp_path / "token").write_text(await chart.token(workload))
     environment = {"LOCKGATE_BACKEND_URL": "http://127.0.0.1:9/receiver"}
@@ -180,7 +185,8 @@ async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lo
 
     [granted] = [each for each in of_kind(chart.objects, "ClusterRole", "Role") if each["metadata"]["name"].endswith(own["name"])]
     resources = [resource for rule in granted["rules"] for resource in rule["resources"]]
-    assert sorted(resources) == ["pods", "replicasets"] if namespaced else ["namespaces", "pods", "replicasets"]
+    enrichment = ["pods", "replicasets"] if namespaced else ["namespaces", "pods", "replicasets"]
+    assert sorted(resources) == (["events"] if role == "events" else enrichment)
     for lost in resources:
         fewer = [{**rule, "resources": [each for each in rule["resources"] if each != lost]} for rule in granted["rules"]]
         less = {**granted, "rules": [rule for rule in fewer if rule["resources"]]}

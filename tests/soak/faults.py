@@ -1,7 +1,7 @@
 """The long forms of the fault tests: `make soak` runs them all, `python tests/soak/faults.py kills power ...` some of them.
 
 Prints a table for docs/soak.md. Ends with status 1 where a promise was broken, having run the rest. Environment: SOAK_SEED (else the
-time), SOAK_KILLS (of each role), SOAK_STATES, SOAK_DAMAGES, SOAK_OUTAGE_SECONDS, SOAK_GIGABYTES, SOAK_QUEUED_GIGABYTES,
+time), SOAK_KILLS (of each role), SOAK_STATES, SOAK_DAMAGES, SOAK_OUTAGE_SECONDS, SOAK_LOST_FILES, SOAK_GIGABYTES, SOAK_QUEUED_GIGABYTES,
 SOAK_DIRECTORY (with room for all that).
 """
 
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -74,9 +75,21 @@ def play_disk(directory: Path) -> Figures:
 
 
 def play_outage(directory: Path) -> Figures:
-    figures = outage.play(directory, SEED, seconds=number("OUTAGE_SECONDS", 300), lines_per_second=10_000, drain_seconds=600)
-    figures.require(drained_times_faster=1)
+    usual: dict[str, Any] = {"retry_on_failure": {}}  # a user's waits, not those of a play of seconds
+    seconds = number("OUTAGE_SECONDS", 300)
+    figures = outage.play(directory, SEED, seconds=seconds, lines_per_second=10_000, drain_seconds=600, agent_settings=usual)
+    figures.require(drained_times_faster=5 if figures["load"] < 2 else 1)  # where others want both cores the rate is theirs to say
+    assert figures["delivery_began_after_seconds"] < 15, figures
     figures.require_none(*KEPT)
+    return figures
+
+
+def play_outage_too_long(directory: Path) -> Figures:
+    files = int(number("LOST_FILES", 100))
+    figures = outage.play_too_long(directory, SEED, lost_files=files, drain_seconds=300)
+    figures.require(deleted_in_outage=files, lost=files * 100, counted_gaps=1)
+    figures.require_none("repeated", "altered", "lost_that_still_had_a_file", "counted_unknown_ends", "ledger_faults")
+    assert figures["counted_lost_bytes"] == figures["lost_bytes"], figures
     return figures
 
 

@@ -36,7 +36,9 @@ SEED: dict[str, Any] = {
             }
         },
     },
-    "otelevents": {"statefulset": {"securityContext": {"fsGroup": 999}}},
+    "otelevents": {
+        "statefulset": {"securityContext": {"fsGroup": 998}, "containers": {"otelcol": {"securityContext": {"runAsUser": 998}}}}
+    },
     "otellogs": {"daemonset": {"securityContext": {"fsGroup": 0, "runAsUser": 0, "runAsGroup": 0}}},
     "sumologic": {"otelcolImage": {"addFipsSuffix": True}, "events": {"enabled": True}},
     "listeners": {"logsCollector": {"ownMetrics": 2020}, "logs": {"fluentForward": 24321}, "traces": {"otlpHttpLegacy": 55681}},
@@ -52,14 +54,46 @@ SEED_SECRET_OVER_CERTS: dict[str, Any] = {
 }
 """Keys that the Sumo Logic chart silently ignores."""
 
+
+def _only(signal: str) -> dict[str, Any]:
+    return {"sumologic": {each: {"enabled": each == signal} for each in ("logs", "metrics", "traces", "events")}}
+
+
 _APPS = {"pods": {"app": "shop"}, "namespace": "shop"}
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "seed": SEED,
     "seed-secret-over-certs": SEED_SECRET_OVER_CERTS,
-    "only-logs": {"sumologic": {"metrics": {"enabled": False}, "traces": {"enabled": False}}},
-    "only-metrics": {"sumologic": {"logs": {"enabled": False}, "traces": {"enabled": False}}},
-    "only-traces": {"sumologic": {"logs": {"enabled": False}, "metrics": {"enabled": False}}},
+    "only-logs": _only("logs"),
+    "only-metrics": _only("metrics"),
+    "only-traces": _only("traces"),
+    "only-events": _only("events"),
+    "events-in-memory": {"sumologic": {"events": {"persistence": {"enabled": False}}}},
+    "events-as-told": {
+        "sumologic": {
+            "events": {
+                "sourceName": "k8s",
+                "sourceCategory": "ops/a-b",
+                "sourceCategoryReplaceDash": "_",
+                "persistence": {
+                    "size": "2Gi",
+                    "maxQueueSize": "1GiB",
+                    "persistentVolume": {"storageClass": "fast", "accessMode": "ReadWriteMany", "pvcLabels": {"e": "5"}},
+                },
+            }
+        },
+        "otelevents": {
+            "image": {"repository": "r/l", "tag": "7"},
+            "statefulset": {
+                "nodeSelector": {"disk": "ssd"},
+                "priorityClassName": "high",
+                "extraEnvVars": [{"name": "A", "value": "b"}],
+                "extraVolumes": [{"name": "ca", "secret": {"secretName": "ca"}}],
+                "extraVolumeMounts": [{"name": "ca", "mountPath": "/usr/local/share/ca-certificates", "readOnly": True}],
+            },
+        },
+        "listeners": {"events": {"ownMetrics": 2020, "ledger": 0}},
+    },
     "everybody-named": {
         "networkPolicy": {
             "scrapers": [{"pods": {"app": "prometheus"}, "namespace": "monitoring"}],

@@ -1,1 +1,1 @@
-"""The Kubernetes API: list, watch, and caches of pods and their owners."""
+"""The Kubernetes API: list, watch, caches of pods and their owners, feeds of changes."""

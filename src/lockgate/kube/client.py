@@ -154,7 +154,7 @@ class Client:
             parameters["limit"] = str(limit)
         while True:
             async with self._open("list", query, parameters, accept, REQUEST_SECONDS) as response:
-                page = _decoded(pages, await _read(response))
+                page = decoded(pages, await _read(response))
             items = (self._object(objects, raw, query) for raw in page.items or ())
             yield Page(page.metadata, [item for item in items if item is not None])
             if not page.metadata.continue_:
@@ -175,21 +175,22 @@ class Client:
             parameters |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         else:
             parameters["resourceVersion"] = version
-        frames, objects, metas = msgspec.json.Decoder(_Frame), msgspec.json.Decoder(type_), msgspec.json.Decoder(_OnlyMeta)
+        frames, objects = msgspec.json.Decoder(_Frame), msgspec.json.Decoder(type_)
+        metas, statuses = msgspec.json.Decoder(_OnlyMeta), msgspec.json.Decoder(_Status)
         async with self._open(
             "watch", query, parameters, "PartialObjectMetadata", timeout_seconds + IDLE_SECONDS, IDLE_SECONDS
         ) as response:
             async for line in _lines(response):
-                frame = _decoded(frames, line)
+                frame = decoded(frames, line)
                 match frame.type:
                     case "ERROR":
-                        raise self._error(msgspec.json.decode(frame.object, type=_Status), "watch", query)
+                        raise self._error(decoded(statuses, frame.object), "watch", query)
                     case "BOOKMARK":
-                        meta = metas.decode(frame.object).metadata
+                        meta = decoded(metas, frame.object).metadata
                         ended = (meta.annotations or {}).get("k8s.io/initial-events-end") == "true"
                         yield Event("BOOKMARK", meta.resourceVersion, None, ended)
                     case "ADDED" | "MODIFIED" | "DELETED" as kind:
-                        version = metas.decode(frame.object).metadata.resourceVersion
+                        version = decoded(metas, frame.object).metadata.resourceVersion
                         yield Event(kind, version, self._object(objects, frame.object, query))
 
     def _object(self, decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, query: Query) -> T | None:
@@ -299,8 +300,8 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             pieces, size = [following], len(following)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], content: bytes) -> T:
+def decoded(decoder: msgspec.json.Decoder[T], content: bytes | msgspec.Raw) -> T:
     try:
         return decoder.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise aiohttp.ClientPayloadError(f"the answer is no Kubernetes API's: {error}") from error

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar, cast
 
 from lockgate.kit.units import Duration
-from lockgate.kube.access import KubernetesClientSettings
+from lockgate.kube.access import Access, KubernetesClientSettings
 from lockgate.kube.cache import Cache, cache_key
 from lockgate.kube.client import Client, Query
 from lockgate.pipeline.contract import Context
 
 C = TypeVar("C", bound=Cache[Any])
+
+
+def shared_client(access: Access, context: Context) -> AbstractAsyncContextManager[Client]:
+    """The program's one client for this access."""
+    return context.host.shared(("kubernetes client", access), lambda: Client(access, context))
 
 
 class FollowSettings(KubernetesClientSettings):
@@ -40,9 +45,7 @@ class Following:
         host, context = self._context.host, self._context
         if self._client is None:
             access = self._settings.access()
-            self._client = await self._stack.enter_async_context(
-                host.shared(("kubernetes client", access), lambda: Client(access, context))
-            )
+            self._client = await self._stack.enter_async_context(shared_client(access, context))
         make: Callable[[], Cache[Any]] = functools.partial(cls, self._client, query, **kept)
         cache: Cache[Any] = await self._stack.enter_async_context(host.shared(cache_key(self._client, query, **kept), make))
         self._stack.callback(cache.report_to(context.status))

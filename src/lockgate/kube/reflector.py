@@ -7,6 +7,7 @@ which the sink keeps what it has: what the new list does not mention is removed 
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Callable
 from typing import Generic, Never, Protocol, TypeVar
@@ -20,8 +21,8 @@ from lockgate.kube.client import ApiError, Client, Gone, Query
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
-"""client-go waits from 0.8 to 30 s, with jitter."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10.0
+"""With jitter. client-go waits for up to 30 s; as long after an outage, pods that came meanwhile would be without their metadata."""
 PAGE_LIMIT = 500
 """Objects a page; client-go's, and some 5 MB of pods."""
 SHORT_WATCH_SECONDS = 1.0
@@ -44,32 +45,33 @@ class Sink(Protocol[T_contra]):
         """The list that began is complete."""
 
 
-class Reflector(Generic[T]):
-    """One query, one sink. `run` never returns."""
+class Persistent(abc.ABC):
+    """A query that is followed for ever: every error of the network or the server is waited out and told. `run` never returns."""
 
     def __init__(
-        self,
-        client: Client,
-        query: Query,
-        type_: type[T],
-        sink: Sink[T],
-        blocked: Callable[[str], None] = lambda reason: None,
-        rng: random.Random | None = None,
+        self, client: Client, query: Query, blocked: Callable[[str], None] = lambda reason: None, rng: random.Random | None = None
     ) -> None:
         """`blocked` is told the reason while this cannot go on, and "" when it can again."""
-        self._client, self._query, self._type, self._sink = client, query, type_, sink
-        self._clock, self._log, self._blocked = client.context.clock, client.context.logger, blocked
+        self._client, self._query, self._blocked = client, query, blocked
+        self._clock, self._log = client.context.clock, client.context.logger
         self._rng = rng or random.Random()
         self._version = ""
-        self._watch_list = True
-        self._page_limit = PAGE_LIMIT
+        """Where the next watch begins; "" asks for a list before it."""
         self._synced = False
         self._reason = ""
         self._failures = 0
         self.relists = 0
 
+    @abc.abstractmethod
+    async def _follow(self) -> None:
+        """One watch from `_version` to its end, with the list before it where that is empty; calls `_well` when the server answers."""
+
+    def _can_do_without(self, error: ApiError) -> bool:
+        """Whether to ask again at once, in another way."""
+        return False
+
     async def run(self) -> Never:
-        """Follows the query until cancelled; every error of the network or the server is waited out."""
+        """Follows the query until cancelled."""
         waits = delays(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, 2.0, uniform=self._rng)
         while True:
             started, after = self._clock.monotonic(), 0.0
@@ -80,9 +82,7 @@ class Reflector(Generic[T]):
                 self._log.info("listing %s anew: %s", self._query.resource.qualified, error)
                 self._version, problem = "", ""
             except ApiError as error:
-                # A server without WatchList says that it does not know the parameters; asked without them, it tells whether all is well.
-                if self._watch_list and not self._version and error.code in (400, 422):
-                    self._watch_list = False
+                if self._can_do_without(error):
                     continue
                 problem, after = str(error), error.retry_after or 0.0
             except AccessError as error:
@@ -100,8 +100,49 @@ class Reflector(Generic[T]):
                 self._say(problem)
             await self._clock.sleep(max(next(waits), after))
 
+    def _watch_seconds(self) -> int:
+        """How long to ask a watch for; the spread keeps the watches of many agents from ending together."""
+        return int(self._rng.uniform(290, 580))
+
+    def _well(self) -> None:
+        """The server answers as it should."""
+        self._failures, self._synced = 0, self._synced or bool(self._version)
+        if self._reason:
+            self._log.info("%s in %s are followed again", self._query.resource.qualified, self._query.where)
+            self._say("")
+
+    def _say(self, reason: str) -> None:
+        if reason and reason != self._reason:
+            self._log.warning("%s", reason)
+        self._reason = reason
+        self._blocked(reason)
+
+
+class Reflector(Persistent, Generic[T]):
+    """One query, one sink."""
+
+    def __init__(
+        self,
+        client: Client,
+        query: Query,
+        type_: type[T],
+        sink: Sink[T],
+        blocked: Callable[[str], None] = lambda reason: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(client, query, blocked, rng)
+        self._type, self._sink = type_, sink
+        self._watch_list = True
+        self._page_limit = PAGE_LIMIT
+
+    def _can_do_without(self, error: ApiError) -> bool:
+        # A server without WatchList says that it does not know the parameters; asked without them, it tells whether all is well.
+        if self._watch_list and not self._version and error.code in (400, 422):
+            self._watch_list = False
+            return True
+        return False
+
     async def _follow(self) -> None:
-        """One watch from where we are to its end, with the list before it where we are nowhere."""
         initial = not self._version
         if initial:
             self._sink.begin()
@@ -109,9 +150,9 @@ class Reflector(Generic[T]):
             if not self._watch_list:
                 await self._list()
                 initial = False
-        # The spread keeps the watches of many agents from ending together.
-        timeout = int(self._rng.uniform(290, 580))
-        async for event in self._client.watch(self._query, self._type, self._version, initial=initial, timeout_seconds=timeout):
+        async for event in self._client.watch(
+            self._query, self._type, self._version, initial=initial, timeout_seconds=self._watch_seconds()
+        ):
             if event.object is not None:
                 (self._sink.remove if event.type == "DELETED" else self._sink.put)(event.object)
             if event.initial_end:
@@ -139,16 +180,3 @@ class Reflector(Generic[T]):
         self._sink.end()
         self._version, self._page_limit = version, PAGE_LIMIT
         self._well()
-
-    def _well(self) -> None:
-        """The server answers as it should."""
-        self._failures, self._synced = 0, self._synced or bool(self._version)
-        if self._reason:
-            self._log.info("%s in %s are followed again", self._query.resource.qualified, self._query.where)
-            self._say("")
-
-    def _say(self, reason: str) -> None:
-        if reason and reason != self._reason:
-            self._log.warning("%s", reason)
-        self._reason = reason
-        self._blocked(reason)

@@ -25,6 +25,8 @@ from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Retryable
 from lockgate.pipeline.needs import ComponentSettings, Connect, Need
 
+_CONNECT_SECONDS = 10.0
+"""For a connection, TLS included. TCP asks again after 1, 3, 7, 15 and 31 s: another try finds sooner that a path was opened meanwhile."""
 _ANSWER_BYTES = 64 << 10
 """How much of an answer's body is read: OTLP's answers are a status and a message."""
 
@@ -207,7 +209,7 @@ class HttpClient:
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.CookieJar() if settings.cookies.enabled else aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=settings.timeout or None),
+            timeout=aiohttp.ClientTimeout(total=settings.timeout or None, sock_connect=_CONNECT_SECONDS),
             auto_decompress=True,
             headers={"User-Agent": "lockgate"},
             read_bufsize=settings.read_buffer_size or 64 << 10,
@@ -251,6 +253,8 @@ class HttpClient:
         return await self._context.host.extension(self._settings.auth.authenticator).authorize_headers()
 
     async def _cause(self, error: Exception, url: URL) -> str:
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return f"no connection in {_CONNECT_SECONDS:g} s; look at the network policy"
         if isinstance(error, TimeoutError):
             return f"no answer in {self._settings.timeout:g} s; raise timeout or look at the network policy"
         try:

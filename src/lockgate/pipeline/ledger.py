@@ -74,11 +74,13 @@ class Source:
     pending_lines: int = 0
     """Lines behind `read` that wait to be joined with others."""
     compressed: bool = False
+    again_bytes: int = 0
+    """Before `read`, to be read again: a queue lost them."""
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes on disk that were not read, or wait to be joined."""
-        return max(0, self.size - self.read)
+        """Bytes on disk that were not read, wait to be joined, or are to be read again."""
+        return max(0, self.size - self.read) + self.again_bytes
 
 
 @dataclass(slots=True)

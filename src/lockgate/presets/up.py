@@ -108,6 +108,7 @@ class Up:
             self._role("logs metadata", "logs_metadata", {**deliver, "LOCKGATE_OTLP_HTTP_PORT": str(logs)}),
             self._role("metrics metadata", "metrics_metadata", {**deliver, "LOCKGATE_OTLP_HTTP_PORT": str(metrics)}),
             self._role("traces", "traces", {**deliver, "LOCKGATE_OTLP_HTTP_PORT": str(traces), "LOCKGATE_OTLP_GRPC_PORT": str(grpc)}),
+            self._role("events", "events", deliver),
             self._role(
                 "logs collector",
                 "logs_collector",

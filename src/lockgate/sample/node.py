@@ -113,6 +113,7 @@ class Node:
                 item["spec"] = {"nodeName": self.name, "containers": [{"name": workload.name, "image": _image(workload)}]}
                 pod = Pod(workload, self.cluster.create(item), f"10.244.0.{10 + len(self.pods)}", _now())
                 self.pods.append(pod)
+                self._tell(pod, "Scheduled", f"Successfully assigned {workload.namespace}/{pod.name} to {self.name}", "default-scheduler")
                 self._spawn(self._run(pod))
         self._spawn(self._kubelet())
         return self
@@ -162,6 +163,7 @@ class Node:
                     stderr=asyncio.subprocess.PIPE,
                 )
                 self._processes[pod.uid] = process
+                self._tell(pod, "Started", f"Started container {pod.workload.name}")
                 try:
                     assert process.stdout and process.stderr
                     await asyncio.gather(_copy(process.stdout, log, "stdout"), _copy(process.stderr, log, "stderr"))
@@ -172,11 +174,24 @@ class Node:
                         await process.wait()
                     log.close()
                 pod.restarts += 1
+                why = f"Back-off restarting failed container {pod.workload.name} in pod {pod.name}_{pod.workload.namespace}({pod.uid})"
+                self._tell(pod, "BackOff", why, kind="Warning")
                 await asyncio.sleep(min(10, 2 ** min(pod.restarts, 5) / 4))  # a kubelet's CrashLoopBackOff, in miniature
         finally:
             self.cluster.delete(pod.stored)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory.parent)
+
+    def _tell(self, pod: Pod, reason: str, message: str, component: str = "kubelet", kind: str = "Normal") -> None:
+        """Creates an event about this pod, as client-go's recorder writes it."""
+        now, namespace = _now(), pod.workload.namespace
+        item = _object("v1", "Event", f"{pod.name}.{time.time_ns():x}", namespace)
+        involved = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod.name, "uid": pod.uid}
+        if component == "kubelet":
+            involved["fieldPath"] = f"spec.containers{{{pod.workload.name}}}"
+        item |= {"involvedObject": involved, "reason": reason, "message": message, "type": kind, "count": 1, "eventTime": None}
+        item |= {"firstTimestamp": now, "lastTimestamp": now, "source": {"component": component, "host": self.name}}
+        self.cluster.create(item | {"reportingComponent": component, "reportingInstance": self.name})
 
     async def _kubelet(self) -> None:
         while True:

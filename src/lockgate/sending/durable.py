@@ -174,8 +174,9 @@ class PipelineQueue(Component[ComponentSettings], Room):
 
     def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
         """See `Host.saved`."""
-        if self.journal is not None:
-            self.journal.knowledge.saved(owner, positions, groups)
+        if self.journal is not None and (missing := self.journal.knowledge.saved(owner, positions, groups)):
+            self.log.error("notes of the sending queue are damaged; %d ranges of files of %s are read again", len(missing), owner)
+            self.context.host.give_back(missing)
 
     def waiting(self) -> Iterator[Waiting]:
         if self._disk_since is not None:

@@ -69,6 +69,11 @@ class QueuedExporter(Exporter[S]):
         self._stopping = asyncio.Event()
         self._gave_up: Retryable | None = None
         self._failing_since: float | None = None
+        self._tried = float("-inf")
+        """When an attempt last failed, of whichever sender."""
+        self._recoveries = 0
+        self._recovered = asyncio.Event()
+        """Set, and counted, when something is delivered after nothing was for longer than `initial_interval`."""
         self._refusal = ""
         """Why the last attempt failed, as long as none has succeeded."""
         self._attempting = 0
@@ -320,10 +325,31 @@ class QueuedExporter(Exporter[S]):
                 is_over = retry.max_elapsed_time and clock.monotonic() - started + wait > retry.max_elapsed_time
                 if not retry.enabled or self._gave_up is not None or is_over:
                     raise
-                await _first_of(clock.sleep(wait), self._stopping.wait())
+                await self._pause(wait, refusal.after or 0.0)
             else:
                 self._moves_on()
                 return rejected
+
+    async def _pause(self, wait: float, least: float) -> None:
+        """Until this sender's next try: after `wait`, or `least` where another one has delivered something after an outage.
+
+        During an outage a try of one is a try for all, or ten senders would ask ten times as often as the intervals say. Without
+        this, a short `max_interval` is a burden for the peer, and with a long one its recovery goes unnoticed for as long.
+        """
+        retry, clock = self.settings.retry_on_failure, self.context.clock
+        recoveries, began = self._recoveries, clock.monotonic()
+        until = began + wait
+        while (rest := until - clock.monotonic()) > 0 and not self._stopping.is_set():
+            await _first_of(clock.sleep(rest), self._stopping.wait(), *([self._recovered.wait()] if recoveries == self._recoveries else []))
+            if recoveries != self._recoveries:
+                until = began + least
+            elif self._is_out() and not retry.max_elapsed_time:  # which must not wait for others
+                until = max(until, self._tried + wait)
+
+    def _is_out(self) -> bool:
+        """Whether nothing was delivered for longer than a hiccup lasts."""
+        since = self._failing_since
+        return since is not None and self.context.clock.monotonic() - since > self.settings.retry_on_failure.initial_interval
 
     async def _attempt(self, batch: Batch) -> Rejected | None:
         if not (self._busy or self._attempting):  # without a queue
@@ -338,9 +364,10 @@ class QueuedExporter(Exporter[S]):
             self._attempting -= 1
 
     def _held_up(self, refusal: Retryable, wait: float) -> None:
-        now = self.context.clock.monotonic()
+        self._tried = self.context.clock.monotonic()
         if self._failing_since is None:
-            self._failing_since = now
+            self._failing_since = self._tried
+        self._recovered.clear()
         self.context.status.block(f"delivery: {refusal}", "sending")
         if (kept_back := self._sometimes.now("retry")) is not None:
             self.log.warning("not delivered: %s; next try in %.1f s%s", refusal, wait, _kept_back(kept_back))
@@ -349,6 +376,9 @@ class QueuedExporter(Exporter[S]):
     def _moves_on(self) -> None:
         if self._failing_since is not None:
             self.log.info("delivering again after %.1f s", self.context.clock.monotonic() - self._failing_since)
+            if self._is_out():
+                self._recoveries += 1
+                self._recovered.set()
             self._failing_since = None
         self._refusal = ""
         self.context.status.clear("sending")

@@ -61,6 +61,8 @@ class Notebook:
         """The last number that was used: one is not used twice, whether or not its file came to be."""
         self.snapshot_bytes = 0
         self.damaged_bytes = 0
+        self.is_whole = True
+        """Whether `read` found nothing but entries: damage, or a file that was cut short, may have cost some."""
 
     @property
     def is_open(self) -> bool:
@@ -195,12 +197,15 @@ class Notebook:
                     break
                 continue
             if position > good and count:
+                self.is_whole = False
                 self._damaged(file, position - good)
             entry, position = found
             good = position
             yield entry
-        if count and good < len(content) and not _is_torn(content, good):
-            self._damaged(file, len(content) - good)
+        if count and good < len(content):
+            self.is_whole = False
+            if not _is_torn(content, good):
+                self._damaged(file, len(content) - good)
 
     def _damaged(self, file: _File, size: int) -> None:
         self.damaged_bytes += size

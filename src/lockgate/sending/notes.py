@@ -73,6 +73,8 @@ class Account(msgspec.Struct, array_like=True):
     """By exporter."""
     filtered: int = 0
     """Records that the lines became as well, and that processors dropped before they came here."""
+    end: int = 0
+    """Of a source, how far what came of it reaches."""
 
     @property
     def joined(self) -> int:
@@ -224,6 +226,10 @@ class Knowledge:
         """Sequences that an exporter need not send (any more), by exporter. For the journal's thread alone."""
         self.noted = Ranges()
         """Sequences of which `queued` was told. For the journal's thread alone."""
+        self._doubted: dict[str, int] = {}
+        """From where on what came of each source may be missing here, because files are damaged."""
+        self._found: list[Change] = []
+        """What `saved` gave back, and is not in the notes yet."""
 
     # What is asked from anywhere.
 
@@ -232,9 +238,21 @@ class Knowledge:
         with self._lock:
             return Held(_of(self._durable, owner), _of(self._lost, owner))
 
-    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> None:
-        """See `Host.saved`. A source that came after the owner began to save is not in `positions`, and still known to it."""
+    def saved(self, owner: str, positions: Mapping[str, int], groups: Mapping[str, str] = NO_GROUPS) -> list[Origin]:
+        """See `Host.saved`. A source that came after the owner began to save is not in `positions`, and still known to it.
+
+        Gives what is to be read again: it lies before a position, so that it was here, and the notes that said so are damaged.
+        """
         with self._lock:
+            missing = [
+                (source, start, end, 0, 0, 0)
+                for source in self._doubted.keys() & positions.keys()
+                for here in [Ranges([*self._durable.get(source, ()), *self._lost.get(source, ())])]
+                for start, end in here.missing(self._doubted.pop(source), positions[source])
+            ]
+            if missing:
+                self._found.append(damaged := Damaged([], [], missing))
+                self._damage(damaged)
             self._groups |= {source: f"{owner}:={group.replace(':', '%3A')}" for source, group in groups.items()}
             alive = {self._groups[source] for source in positions if source in self._groups} | {f"{owner}:?"}
             now = self._generations[owner] = self._generations.get(owner, 0) + 1
@@ -252,6 +270,7 @@ class Knowledge:
                     self._fold(owner, source)
             for source in [each for each in self._groups if _owner(each) == owner and each not in positions and each not in self._accounts]:
                 del self._groups[source]
+            return [Origin(*each) for each in missing]
 
     def is_known(self, ids: bytes) -> list[bool]:
         """Of each of these hashes, whether its batch is here or was."""
@@ -291,11 +310,30 @@ class Knowledge:
                     total.add(share)
         return total
 
+    def found(self) -> list[Change]:
+        """What `saved` gave back since this was asked last."""
+        with self._lock:
+            found, self._found = self._found, []
+            return found
+
     # What changes it.
+
+    def trust(self) -> None:
+        """All is here that was written behind the snapshot."""
+        with self._lock:
+            self._doubted.clear()
+
+    def doubt(self) -> None:
+        """Something may be missing, also of sources that the snapshot does not know yet."""
+        with self._lock:
+            for source, ranges in self._durable.items():
+                if ranges:
+                    self._doubted.setdefault(source, next(iter(ranges))[0])
 
     def restore(self, snapshot: Snapshot) -> None:
         """Everything as it was; also readers that are there no more."""
         with self._lock:
+            self._doubted = {source: account.end for source, account in snapshot.accounts.items() if account.end}
             self.done = {name: Ranges(spans) for name, spans in snapshot.done.items()}
             self.noted = Ranges([(0, snapshot.next)])
             self._durable = {source: Ranges(spans) for source, spans in snapshot.durable.items()}
@@ -387,6 +425,7 @@ class Knowledge:
             account.lines += lines
             account.records += records
             account.filtered += filtered
+            account.end = max(account.end, end)
             for name in self.done:
                 share = account.shares.setdefault(name, Share())
                 if records and not share.pending:

@@ -277,6 +277,10 @@ class Journal:
             self._recover(paths[number], sealed.get(number), following, present, damaged)
         absent = [span for waiting in self.knowledge.pending(1, self._next) for span in present.missing(*waiting)]
         self._damage(Ranges(absent), Ranges([*damaged, *self.knowledge.noted]))
+        if self._notebook.is_whole and not (self.damaged_records or self.quarantined_bytes or self.torn_bytes):
+            self.knowledge.trust()
+        else:
+            self.knowledge.doubt()
         self.knowledge.enrol(list(self.readers), self._next)
         with contextlib.suppress(OSError):  # a full disk: it is tried again before anything else is written
             self._begin_epoch()
@@ -524,6 +528,7 @@ class Journal:
 
     def _flush_if_possible(self, *, sync: bool = False) -> bool:
         try:
+            self._outbox += self.knowledge.found()
             if not self._notebook.is_open:
                 self._begin_epoch()
             elif self._outbox:
@@ -622,6 +627,7 @@ class Journal:
         self._flush_if_possible()
 
     def _damage_of(self, waiting: Ranges, counted: Ranges) -> Damaged:
+        """What is known of these. Adds to both what else is found to be gone."""
         spans = list(waiting)
         noted = self._noted(spans[0][0], spans[-1][1])
         known = [(sequence, record) for sequence, record in noted.items() if waiting.reach(sequence) > sequence]
@@ -642,10 +648,12 @@ class Journal:
             waiting.add(*more)
             counted.add(*more)
         between = dict[int, tuple[Snapshot, Snapshot]]()
-        for start, _ in waiting & missing:
-            before, after = self._notebook.snapshots(start)
-            if before is not None and after is not None:
-                between[before.next] = before, after
+        for start, end in waiting & missing:
+            while start < end:
+                before, after = self._notebook.snapshots(start)
+                if before is not None and after is not None:
+                    between[before.next] = before, after
+                start = after.next if after is not None else end
         unnoted = [origin for snapshots in between.values() for origin in _unnoted(*snapshots, there)]
         return Damaged(list(waiting), known, unnoted, self.knowledge.stranded(there))
 
@@ -699,15 +707,22 @@ def _unnoted(before: Snapshot, after: Snapshot, there: Mapping[int, QueuedRecord
         for span in before.durable.get(source, ()):
             ranges[source].remove(*span)
     counts = {source: Account(account.lines, account.records, {}, account.filtered) for source, account in after.accounts.items() if source}
+    given = [origin for sequence, record in there.items() if before.next <= sequence < after.next for origin in record.origins]
+    known = {source: before.accounts[source].end for source in counts if source in before.accounts}
+    for source, start, *_ in given:
+        if source not in before.accounts:
+            known[source] = min(start, known.get(source, start))
+    for source, end in known.items():  # also what its receiver saved meanwhile, and is durable in neither
+        if source in counts:
+            ranges.setdefault(source, Ranges()).add(end, after.accounts[source].end)
     for source, account in before.accounts.items():
         if source in counts:
             counts[source].add(Account(-account.lines, -account.records, {}, -account.filtered))
-    for record in (record for sequence, record in there.items() if before.next <= sequence < after.next):
-        for source, start, end, lines, records, filtered in record.origins:
-            if source in ranges:
-                ranges[source].remove(start, end)
-            if source in counts:
-                counts[source].add(Account(-lines, -records, {}, -filtered))
+    for source, start, end, lines, records, filtered in given:
+        if source in ranges:
+            ranges[source].remove(start, end)
+        if source in counts:
+            counts[source].add(Account(-lines, -records, {}, -filtered))
     for source, spans in ranges.items():
         yield from ((source, start, end, 0, 0, 0) for start, end in spans)
         if spans and source in counts:

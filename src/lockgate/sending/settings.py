@@ -1,7 +1,8 @@
 """The collector's `sending_queue`, `retry_on_failure` and `timeout` (exporterhelper), with defaults that keep our promise.
 
 Where the collector gives up after five minutes and refuses what does not fit, Lockgate by default retries without end and lets the sender
-wait: nothing is dropped. Whoever writes the collector's limits gets them.
+wait: nothing is dropped. Whoever writes the collector's limits gets them. Delivery begins again within seconds after an outage, where the
+collector's waits make it up to 45.
 """
 
 from collections.abc import Iterator
@@ -87,14 +88,15 @@ class RetrySettings(ComponentSettings):
 
     enabled: bool = True
     """`false` gives a refusal back to the pipeline at once."""
-    initial_interval: Duration = Field(5.0, gt=0)
-    """The first wait."""
+    initial_interval: Duration = Field(1.0, gt=0)
+    """The first wait. (The collector's is 5s: a peer that restarts is back sooner.)"""
     randomization_factor: float = Field(0.5, ge=0, lt=1)
     """Each wait is spread by ± this part of itself, so that many clients do not come back at once."""
     multiplier: float = Field(1.5, ge=1)
     """Each wait is this much longer than the one before."""
-    max_interval: Duration = Field(30.0, gt=0)
-    """The longest wait, before it is spread."""
+    max_interval: Duration = Field(5.0, gt=0)
+    """The longest wait, before it is spread. (The collector's is 30s, for each of its senders. Here, while nothing is delivered, one
+    sender's try is a try for all, and the first success wakes the others: the peer is asked no more often, and is back within this.)"""
     max_elapsed_time: Duration = Field(0.0, ge=0)
     """Give a batch back to the pipeline, as not delivered, after so long; 0 never does."""
 

@@ -80,6 +80,10 @@ class Again:
     def read(self, key: str, start: int, end: int) -> None:
         self._remove(self.unread, key, start, end)
 
+    def bytes_of(self, key: str) -> int:
+        """How much of this life is to be read once more."""
+        return sum(end - start for start, end in self.unread.get(key, ()))
+
     def drop(self, key: str, start: int, end: int) -> None:
         """This cannot be read any more."""
         self._remove(self.unread, key, start, end)

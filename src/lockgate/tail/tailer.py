@@ -155,13 +155,16 @@ class Tailer:
                     oldest,
                     file.pending_lines,
                     file.unpacked is not None,
+                    self._again.bytes_of(entry.key),
                 )
             )
         for entry in [*self._known.saved.values(), *self._known.orphans]:
             if (where := place(entry.path, entry.real)) is not None and (entry.key or entry.size):
                 size = entry.position if entry.done else max(entry.size, entry.position)
                 group = os.path.dirname(entry.real)
-                found.append(Source(entry.key, entry.real, where, group, size, entry.position, entry.position, compressed=entry.packed))
+                source = Source(entry.key, entry.real, where, group, size, entry.position, entry.position, compressed=entry.packed)
+                source.again_bytes = self._again.bytes_of(entry.key)
+                found.append(source)
         return found
 
     def give_back(self, ranges: Iterable[tuple[str, int, int]]) -> None:

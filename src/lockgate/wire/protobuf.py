@@ -2,9 +2,14 @@
 
 import struct
 from collections.abc import Iterable
+from typing import Any
+
+import msgspec
 
 AttributeValue = str | bool | int | float | bytes
 """The scalar AnyValue kinds (OTLP common.proto, AnyValue)."""
+MAX_NESTED = 20
+"""Protobuf's decoders take some 33 nested AnyValues, three messages each, before they refuse the whole request."""
 
 
 class DecodeError(ValueError):
@@ -39,6 +44,26 @@ def any_value(value: AttributeValue) -> bytes:
             return b"\x21" + struct.pack("<d", value)
         case bytes():
             return delimited(7, value)
+
+
+def nested_value(value: Any, depth: int = MAX_NESTED) -> bytes:
+    """An encoded AnyValue of what JSON can say; null is an empty one, and what nests deeper than `depth` is its JSON as a string."""
+    match value:
+        case None:
+            return b""
+        case dict() | list() if not depth:
+            return any_value(msgspec.json.encode(value).decode())
+        case dict():
+            keys = (delimited(1, key.encode("utf-8", "replace")) for key in value)
+            values = (delimited(2, nested_value(item, depth - 1)) for item in value.values())
+            return delimited(6, b"".join(delimited(1, key + item) for key, item in zip(keys, values, strict=True)))
+        case list():
+            return delimited(5, b"".join(delimited(1, nested_value(item, depth - 1)) for item in value))
+        case int() if not -(2**63) <= value < 2**63:
+            return any_value(float(value))
+        case _:
+            scalar: AttributeValue = value
+            return any_value(scalar)
 
 
 def key_values(field: int, attributes: Iterable[tuple[str, AttributeValue]]) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from support import FakeHost, VirtualClock, context
 from support.proxy import Proxy
 
 from lockgate.components.extensions.bearertokenauth import BearerTokenAuthExtension, BearerTokenAuthSettings
+from lockgate.net import http_client
 from lockgate.net.http_client import Answer, HttpClient, HttpClientSettings
 from lockgate.net.http_server import HttpServer, HttpServerSettings
 from lockgate.pipeline.contract import Kind
@@ -211,6 +213,16 @@ async def test_a_server_that_does_not_answer_is_retried_after_the_timeout() -> N
     async with raw_server(hang) as port:
         with pytest.raises(Retryable, match=r"no answer in 0\.05 s"):
             await post(f"http://127.0.0.1:{port}/", timeout="50ms")
+
+
+async def test_a_connection_that_is_not_made_is_given_up_long_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "_CONNECT_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        refusing = pytest.raises(Retryable, match=r"no connection in 0\.2 s; look at the network policy")
+        with socket.create_connection(silent.getsockname()), refusing:  # its queue is full now, and what asks it hears nothing
+            await post(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout="300s")
 
 
 async def test_only_the_beginning_of_a_long_answer_is_kept() -> None:

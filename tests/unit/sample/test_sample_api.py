@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import ClientSession
+from support.events_contract import EventsContract
 from support.kubernetes import Object, pod, put
 from support.kubernetes_contract import KubernetesApiContract
 
@@ -60,6 +61,10 @@ async def api() -> AsyncIterator[Running]:
 
 class TestSampleApi(KubernetesApiContract):
     """Every statement of the contract."""
+
+
+class TestEvents(EventsContract):
+    """And what the events receiver does at a real one."""
 
 
 async def test_replace_and_conflict_and_status_keep_to_their_parts(api: Running) -> None:

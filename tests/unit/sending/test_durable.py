@@ -478,3 +478,19 @@ async def test_damaged_ranges_that_are_found_while_running_are_given_back(tmp_pa
         (origin,) = of.host.given_back  # type: ignore[attr-defined]  # the fake's
         assert queue.held("tail").lost == {"tail:f": Ranges([(origin.start, origin.end)])}
     assert server.ids == [batch.id for number, batch in enumerate(batches) if number != origin.start]
+
+
+async def test_what_a_receiver_has_behind_it_and_damaged_files_do_not_tell_of_is_given_back(tmp_path: Path) -> None:
+    batches = [replace(a_batch(number, 300), origins=(Origin("tail:f", number, number + 1, 1, 1),)) for number in range(3)]
+    async with exporting(tmp_path, Server(Retryable("down"))) as (queue, _):
+        for batch in batches:
+            await queue.consume(batch)
+    (segment,) = queue_directory(tmp_path).glob("*.segment")
+    notes = max(queue_directory(tmp_path).glob("*.notes"))
+    segment.write_bytes(segment.read_bytes()[:-10])
+    notes.write_bytes(notes.read_bytes()[:-10])
+    async with exporting(tmp_path, server := Server()) as (queue, of):
+        queue.saved("tail", {"tail:f": 3})
+        assert of.host.given_back == [Origin("tail:f", 2, 3)]  # type: ignore[attr-defined]  # the fake's
+        assert queue.held("tail").lost == {"tail:f": Ranges([(2, 3)])}
+        await until(lambda: len(server.sent) == 2)

@@ -56,7 +56,8 @@ class ScriptedExporter(QueuedExporter[SendingSettings]):
 @asynccontextmanager
 async def exporting(server: Server, clock: VirtualClock, **settings: Any) -> AsyncIterator[tuple[ScriptedExporter, Context]]:
     of = context("out", Kind.EXPORTER, clock=clock)
-    exporter = ScriptedExporter(SendingSettings.model_validate({"retry_on_failure": {"randomization_factor": 0}} | settings), of)
+    exact = {"retry_on_failure": {"initial_interval": "5s", "max_interval": "30s", "randomization_factor": 0}}
+    exporter = ScriptedExporter(SendingSettings.model_validate(exact | settings), of)
     exporter.server = server
     async with exporter:
         yield exporter, of
@@ -122,6 +123,63 @@ async def test_a_servers_retry_after_is_waited_for() -> None:
         await consuming
 
 
+async def test_after_an_outage_the_first_success_wakes_the_senders_that_wait_but_not_before_what_their_server_asked_for() -> None:
+    server, clock = Server(), VirtualClock()
+    is_out, later = True, ["b"]
+
+    def judge(batch: Batch) -> None:
+        if is_out:
+            raise Retryable("not yet", 40.0 if bodies(batch) == later else None)
+
+    server.judge = judge
+    retry = {"initial_interval": "5s", "max_interval": "30s", "randomization_factor": 0.5}
+    async with exporting(server, clock, retry_on_failure=retry) as (exporter, _):
+        consuming = [asyncio.create_task(exporter.consume(logs(name))) for name in "abcdefgh"]
+        await clock.advance(300)
+        assert not server.sent
+        is_out = False
+        while not server.sent:
+            await clock.advance(0.1)
+        assert len(server.sent) >= 7  # all but the one who may have been told to wait
+        await clock.advance(40)
+        await asyncio.gather(*consuming)
+
+
+async def test_during_an_outage_ten_senders_ask_as_often_as_one() -> None:
+    server, clock = Server(*[Retryable("down")] * 1000), VirtualClock()
+    retry = {"initial_interval": "1s", "max_interval": "5s", "randomization_factor": 0}
+    async with exporting(server, clock, retry_on_failure=retry) as (exporter, _):
+        consuming = [asyncio.create_task(exporter.consume(logs(name))) for name in "abcdefghij"]
+        await clock.advance(100)
+        before = server.attempts
+        await clock.advance(1000)
+        assert 190 <= server.attempts - before <= 210
+        server.script.clear()
+        await clock.advance(5)
+        await asyncio.gather(*consuming)
+
+
+async def test_where_others_are_delivered_a_refused_batch_waits_for_itself() -> None:
+    server, clock = Server(), VirtualClock()
+    refused = 0
+
+    def judge(batch: Batch) -> None:
+        nonlocal refused
+        if bodies(batch) == ["odd"] and refused < 4:
+            refused += 1
+            raise Retryable("not this one")
+
+    server.judge = judge
+    async with exporting(server, clock) as (exporter, _):
+        odd = asyncio.create_task(exporter.consume(logs("odd")))
+        await settled(clock)
+        for number in range(41):
+            await exporter.consume(logs(str(number)))
+            await clock.advance(1)
+        await odd
+        assert clock.slept == [5, 7.5, 11.25, 16.875]
+
+
 async def test_an_attempt_without_an_answer_is_tried_again() -> None:
     server, clock = Server(), VirtualClock()
     server.open.clear()
@@ -132,7 +190,8 @@ async def test_an_attempt_without_an_answer_is_tried_again() -> None:
 
 async def test_a_batch_is_given_back_after_max_elapsed_time() -> None:
     server, clock = Server(*[Retryable("down")] * 9), VirtualClock()
-    async with exporting(server, clock, retry_on_failure={"max_elapsed_time": "10s", "randomization_factor": 0}) as (exporter, of):
+    retry = {"initial_interval": "5s", "max_interval": "30s", "max_elapsed_time": "10s", "randomization_factor": 0}
+    async with exporting(server, clock, retry_on_failure=retry) as (exporter, of):
         consuming = asyncio.create_task(exporter.consume(logs("a")))
         await clock.advance(6)
         with pytest.raises(Retryable, match="down"):

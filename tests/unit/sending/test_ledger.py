@@ -107,7 +107,7 @@ class Scripted(QueuedExporter[SendingSettings]):
 
 
 def scripted(of: Context, *script: Any) -> Scripted:
-    settings = {"retry_on_failure": {"randomization_factor": 0, "max_elapsed_time": "4s"}}
+    settings = {"retry_on_failure": {"randomization_factor": 0, "max_elapsed_time": "500ms"}}
     exporter = Scripted(SendingSettings.model_validate(settings), of)
     exporter.script = list(script)
     return exporter

@@ -286,6 +286,52 @@ def test_with_the_note_damaged_as_well_the_snapshots_tell_what_is_lost(tmp_path:
     again = opened(tmp_path, segment_bytes=500)
     assert len(drained(again)) == 11
     assert lost(again) == [(ref - 1, ref)]
+    # What the snapshots count more than there is, is given back as well: of twelve records of 1 to 7 items, the one.
+    account, items = again.knowledge.accounts()["tail:file"], [number % 7 + 1 for number in range(12)]
+    assert (account.lines, account.records) == (2 * 11, sum(items) - items[ref - 1])
+    assert account.shares["out"] == Share(queued=sum(items), damaged=items[ref - 1])
+
+
+def test_a_client_record_that_nobody_notes_any_more_is_lost_and_not_pending(tmp_path: Path) -> None:
+    journal = opened(tmp_path, segment_bytes=500)
+    for number in range(12):
+        journal.append([replace(a_batch(number, 200), origins=())])
+    journal.close()
+    path = segments(tmp_path)[1]
+    path.unlink()
+    (notes,) = (each for each in (tmp_path / "queue").glob("*.notes") if each.name.startswith(path.stem))
+    content = notes.read_bytes()
+    notes.write_bytes(content[: content.index(b"\xf1LGN", content.index(b"\xf1LGN") + 1)])  # all that is behind the snapshot
+    again = opened(tmp_path, segment_bytes=500)
+    there = sum(batch.count for _, batch in drained(again))
+    items = sum(number % 7 + 1 for number in range(12))
+    assert again.knowledge.accounts()[""].shares["out"] == Share(queued=items, rejected={"damaged": items - there}) and there < items
+
+
+def test_what_lies_before_a_position_and_nothing_tells_of_is_read_again(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    refs = journal.append([a_batch(number) for number in range(3)])
+    journal.close()
+    journal = opened(tmp_path)  # its notes begin with a snapshot of three
+    refs += [ref for number in range(3, 6) for ref in journal.append([a_batch(number)])]
+    journal.close()
+    files = files_of(tmp_path)
+    notes, segment = (max(name for name in files if name.endswith(suffix)) for suffix in (".notes", ".segment"))
+    mark = files[notes].rindex(b"\xf1LGN")
+    for restored, missing in (
+        (files, []),
+        (files | {notes: files[notes][: mark + 20]}, []),  # the record still tells
+        (files | {notes: files[notes][: mark + 20], segment: files[segment][: refs[4].end + 30]}, [Origin("tail:file", 5, 6)]),
+    ):
+        restore(tmp_path, restored)
+        again = opened(tmp_path)
+        before = again.knowledge.accounts()["tail:file"].lines
+        assert again.knowledge.saved("tail", {"tail:file": 6}) == missing
+        assert again.knowledge.saved("tail", {"tail:file": 6}) == []
+        again.sync()
+        again.close()
+        assert lost(opened(tmp_path)) == [(origin.start, origin.end) for origin in missing]
+        assert before == 2 * (6 - len(missing))
 
 
 def test_what_was_lost_is_lost_no_more_when_it_was_queued_again(tmp_path: Path) -> None:
@@ -465,8 +511,8 @@ def test_accounts_are_exact_over_kills_and_say_what_was_rejected_and_why(tmp_pat
     restored.mkdir()
     restore(restored, files_of(tmp_path))  # nothing was closed
     expected = {
-        "tail:a": Account(36, 30, {"out": Share(30, 16, 0, {"partial": 4})}),
-        "tail:b": Account(12, 12, {"out": Share(12, 12)}),
+        "tail:a": Account(36, 30, {"out": Share(30, 16, 0, {"partial": 4})}, end=100),
+        "tail:b": Account(12, 12, {"out": Share(12, 12)}, end=50),
         "": Account(0, 5, {"out": Share(5, -3, 0, {"partial": 3, "expired": 5})}),
     }
     for each in (journal, opened(restored), opened(restored)):
@@ -498,8 +544,8 @@ def test_counts_of_files_that_are_gone_are_kept_for_their_container_while_it_has
     for _ in range(3):
         knowledge.saved("tail", {"tail:new": 10}, groups)
     group = "tail:=/pods/shop_web_1%3A2/main"
-    done, waiting = Account(3, 2, {"out": Share(2, 2)}), Account(3, 2, {"out": Share(2)})
-    assert knowledge.accounts() == {group: done, "tail:new": done, "tail:odd": waiting}
+    done, waiting = Account(3, 2, {"out": Share(2, 2)}, end=10), Account(3, 2, {"out": Share(2)}, end=10)
+    assert knowledge.accounts() == {group: Account(3, 2, {"out": Share(2, 2)}), "tail:new": done, "tail:odd": waiting}
     settle(journal, entries[2:])
     for _ in range(4):
         knowledge.saved("tail", {}, {})

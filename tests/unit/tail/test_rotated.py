@@ -9,6 +9,7 @@ import pytest
 from support.tail import Bench, bodies
 
 from lockgate.kit.ranges import Ranges
+from lockgate.pipeline.ledger import Place
 
 
 @pytest.fixture(params=[True, False], ids=["inotify", "polling"])
@@ -178,6 +179,7 @@ def test_what_was_given_back_is_remembered_until_it_was_taken_again(bench: Bench
     bench.read()
     (entry,) = bench.tailer.snapshot()
     bench.tailer.give_back([(entry.key, 0, 4)])
+    assert [source.unread_bytes for source in bench.tailer.look_at(lambda path, real: Place())] == [4]
     assert bodies(bench.look(1)) == ["one"]  # read, and not taken
     bench.stop()
     assert [(entry.position, entry.again) for entry in bench.saved] == [(8, ((0, 4),))]

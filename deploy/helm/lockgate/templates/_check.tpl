@@ -104,6 +104,40 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- div (mul 200 $common) (add (len (first $pairs)) (len (last $pairs))) -}}
 {{- end -}}
 
+{{- /* Volumes and mounts of a role that no pod can have beside the chart's own, as a YAML list of texts. (dict "root" $ "role" ROLE "own" VALUES) */ -}}
+{{- define "lockgate.mountConflicts" -}}
+{{- $values := .root.Values -}}
+{{- $isCollector := eq .role.role "logsCollector" -}}
+{{- $set := $isCollector | ternary .own.daemonset .own.statefulset -}}
+{{- $where := printf "%s.%s" .role.values ($isCollector | ternary "daemonset" "statefulset") -}}
+{{- $mounts := concat ($set.extraVolumeMounts | default list) (.own.extraVolumeMounts | default list) -}}
+{{- $paths := dict "/etc/lockgate/configuration" "configuration" -}}
+{{- if $isCollector -}}
+{{- $_ := set $paths "/var/lib/lockgate" "state" -}}
+{{- if $values.sumologic.logs.container.enabled }}{{ $_ := set $paths "/var/log/pods" "pods" }}{{ end -}}
+{{- if $values.otellogs.dockerContainers }}{{ $_ := set $paths "/var/lib/docker/containers" "docker" }}{{ end -}}
+{{- if $values.sumologic.logs.systemd.enabled }}{{ $_ := set $paths "/var/log/journal" "journal" }}{{ end -}}
+{{- else -}}
+{{- if $values.metadata.persistence.enabled }}{{ $_ := set $paths "/var/lib/lockgate" "state" }}{{ end -}}
+{{- if $values.backend.tokenKey }}{{ $_ := set $paths "/etc/lockgate/backend" "backend" }}{{ end -}}
+{{- end -}}
+{{- if not (include "lockgate.takesTmp" $mounts) }}{{ $_ := set $paths "/tmp" "tmp" }}{{ end -}}
+{{- $names := dict -}}
+{{- range $paths }}{{ $_ := set $names . "the chart's own" }}{{ end -}}
+{{- $said := list -}}
+{{- range concat ($set.extraVolumes | default list) (.own.extraVolumes | default list) -}}
+{{- if hasKey $names .name }}{{ $said = append $said (printf "%s.extraVolumes: %s is the name of %s volume already; take another" $where .name (get $names .name)) }}{{ end -}}
+{{- $_ := set $names .name "another" -}}
+{{- end -}}
+{{- range $mounts -}}
+{{- $path := trimSuffix "/" .mountPath -}}
+{{- if not (hasKey $names .name) }}{{ $said = append $said (printf "%s.extraVolumeMounts: no volume is called %s; name it in extraVolumes" $where .name) }}{{ end -}}
+{{- if hasKey $paths $path }}{{ $said = append $said (printf "%s.extraVolumeMounts: the volume %s is mounted at %s already" $where (get $paths $path) $path) }}{{ end -}}
+{{- $_ := set $paths $path .name -}}
+{{- end -}}
+{{- toYaml $said -}}
+{{- end -}}
+
 {{- /* What each key allows and both together do not. */ -}}
 {{- define "lockgate.conflicts" -}}
 {{- $root := .root -}}
@@ -114,7 +148,7 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- if not .repository }}{{ $said = append $said "sumologic.otelcolImage.repository: nothing says where the image is; push build/images/lockgate.tar (`make images`) to your registry and name it here" }}{{ end -}}
 {{- if and .digest .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: a digest names one image, so a suffix to the tag does nothing; set digest to that of the -fips image, or remove it" }}{{ end -}}
 {{- end -}}
-{{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image -}}
+{{- $images := dict "sumologic.otelcolImage" $values.sumologic.otelcolImage "otellogs.image" $values.otellogs.image "metadata.image" $values.metadata.image "otelcolInstrumentation.statefulset.image" $values.otelcolInstrumentation.statefulset.image "otelevents.image" $values.otelevents.image -}}
 {{- range $key, $image := $images -}}
 {{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
 {{- if regexMatch "[:@][^/]*$" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: names a tag or digest as well; say that in %s" $key (eq $key "sumologic.otelcolImage" | ternary "sumologic.otelcolImage.tag or .digest" (printf "%s.tag" $key))) }}{{ end -}}
@@ -142,6 +176,7 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- if and $values.sumologic.logs.container.enabled (not $values.listeners.logs.otlpHttp) }}{{ $said = append $said "listeners.logs.otlpHttp: the logs collector sends to it; give it a port" }}{{ end -}}
 {{- if and $values.sumologic.logs.systemd.enabled (not $values.listeners.logs.systemd) }}{{ $said = append $said "listeners.logs.systemd: the logs collector sends the journal to it; give it a port" }}{{ end -}}
 {{- $own := $values.otellogs -}}
+{{- if and (eq $own.state.type "hostPath") (not (regexMatch "^/(opt|srv|mnt|home|data|var/(lib|mnt|opt))(/[^/.][^/]*)+/?$" $own.state.path) | or (regexMatch "^/var/lib/(cni|containerd|containers|crio|docker|etcd|kubelet|rancher)(/|$)" $own.state.path)) }}{{ $said = append $said (printf "otellogs.state.path: all of %s would be given to the logs collector; take a directory of its own, below /var/lib, /var/opt, /opt, /srv, /mnt, /data or /home" $own.state.path) }}{{ end -}}
 {{- $pod := fromYaml (include "lockgate.over" (dict "default" (include "lockgate.podSecurity.collector" $root) "own" $own.daemonset.securityContext)) -}}
 {{- if and $pod.runAsNonRoot (eq (int $pod.runAsUser) 0) }}{{ $said = append $said "otellogs.daemonset.securityContext.runAsNonRoot: the user is root (runAsUser 0, or otellogs.privilege); remove either" }}{{ end -}}
 {{- if and (eq $own.privilege "capability") (ne (int $pod.runAsUser) 0) }}{{ $said = append $said "otellogs.privilege: a capability does nothing for a user other than root (otellogs.daemonset.securityContext.runAsUser); take the rung group" }}{{ end -}}
@@ -149,6 +184,8 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- range $role := $roles -}}
 {{- $context := dict "root" $root "role" $role -}}
 {{- $own := fromYaml (include "lockgate.settings" $context) -}}
+{{- $_ := set $context "own" $own -}}
+{{- range fromYamlArray (include "lockgate.mountConflicts" $context) }}{{ $said = append $said . }}{{ end -}}
 {{- $mayBindLow := eq $role.role "logsCollector" | ternary (ne $values.otellogs.privilege "group") false -}}
 {{- $listeners := get $values.listeners $role.role -}}
 {{- $taken := dict -}}
@@ -162,7 +199,7 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- end -}}
 {{- end -}}
 {{- if and $own.config.merge $own.config.override }}{{ $said = append $said (printf "%s.config.merge: config.override replaces the whole configuration, so there is nothing to merge into; keep one of them" $role.values) }}{{ end -}}
-{{- if ne $role.role "logsCollector" -}}
+{{- if not (has $role.role (list "logsCollector" "events")) -}}
 {{- if not (or $listeners.otlpHttp $listeners.otlpGrpc $listeners.fluentForward $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy) }}{{ $said = append $said (printf "listeners.%s: nothing is received; give otlpHttp a port, or set sumologic.%s.enabled: false" $role.role $role.signal) }}{{ end -}}
 {{- $scales := kindIs "invalid" $own.autoscaling.enabled | ternary $values.sumologic.autoscaling.enabled $own.autoscaling.enabled -}}
 {{- if and $scales (gt (int $own.autoscaling.minReplicas) (int $own.autoscaling.maxReplicas)) }}{{ $said = append $said (printf "%s.autoscaling.minReplicas: more than maxReplicas" $role.values) }}{{ end -}}

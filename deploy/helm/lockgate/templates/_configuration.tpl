@@ -4,7 +4,7 @@
 {{- if $own.override -}}
 {{- toYaml $own.override -}}
 {{- else -}}
-{{- $built := fromYaml (include (eq .role.role "logsCollector" | ternary "lockgate.configuration.collector" "lockgate.configuration.metadata") .) -}}
+{{- $built := fromYaml (include (printf "lockgate.configuration.%s" (get (dict "logsCollector" "collector" "events" "events") .role.role | default "metadata")) .) -}}
 {{- mergeOverwrite $built (deepCopy $own.merge) | toYaml -}}
 {{- end -}}
 {{- end -}}
@@ -14,6 +14,18 @@
 {{- $found := .root.Values -}}
 {{- range splitList "." .role.values -}}{{- $found = get $found . -}}{{- end -}}
 {{- toYaml $found -}}
+{{- end -}}
+
+{{- /* What a role that delivers has in common with others like it, as YAML: the metadata roles and traces share it, events has its own. */ -}}
+{{- define "lockgate.shared" -}}
+{{- if eq .role.role "events" -}}
+{{- $own := .root.Values.otelevents -}}
+{{- $persistence := .root.Values.sumologic.events.persistence -}}
+{{- $none := dict "podLabels" dict "podAnnotations" dict "serviceLabels" dict "serviceAnnotations" dict -}}
+{{- merge (dict "image" $own.image "securityContext" $own.statefulset.securityContext "persistence" (merge (omit $persistence "persistentVolume") $persistence.persistentVolume)) $none | toYaml -}}
+{{- else -}}
+{{- omit .root.Values.metadata "logs" "metrics" | toYaml -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Text of a user in a configuration: a dollar sign is no reference there. */ -}}
@@ -250,35 +262,9 @@ processors:
     source_category_prefix: {{ include "lockgate.template" $systemd.sourceCategoryPrefix }}
     source_category_replace_dash: {{ include "lockgate.template" $systemd.sourceCategoryReplaceDash }}
   {{- end }}
-exporters:
-  {{ $exporter }}:
-    endpoint: {{ if $values.backend.url }}{{ include "lockgate.text" $values.backend.url }}{{ else }}${env:LOCKGATE_BACKEND_URL}{{ end }}
-    {{- if eq $exporter "sumologic" }}
-    log_format: otlp
-    metric_format: otlp
-    {{- end }}
-    {{- if $values.backend.tokenKey }}
-    auth: {authenticator: bearertokenauth}
-    {{- end }}
-    {{- if $values.metadata.persistence.enabled }}
-    {{- include "lockgate.configuration.queue" $values.metadata.persistence.maxQueueSize | nindent 4 }}
-    {{- end }}
-extensions:
-  health_check:
-    endpoint: {{ include "lockgate.listen" (dict "root" $root "port" $listeners.health) | quote }}
-  {{- if $values.backend.tokenKey }}
-  bearertokenauth: {filename: /etc/lockgate/backend/token}
-  {{- end }}
-  {{- with $listeners.ledger }}
-  ledger: {endpoint: "127.0.0.1:{{ int . }}", state_directory: {{ include "lockgate.state" $root }}}
-  {{- end }}
-  {{- if $values.metadata.persistence.enabled }}
-  file_storage:
-    directory: /var/lib/lockgate/storage
-    create_directory: true
-  {{- end }}
+{{- include "lockgate.configuration.delivery" . | nindent 0 }}
 service:
-  extensions: [health_check{{ if $listeners.ledger }}, ledger{{ end }}{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $values.metadata.persistence.enabled }}, file_storage{{ end }}]
+  extensions: {{ include "lockgate.configuration.extensions" . }}
   {{- include "lockgate.configuration.trust" . | nindent 2 }}
   pipelines:
     {{- $own := omit $receivers "otlp/journald" | keys | sortAlpha }}
@@ -288,4 +274,81 @@ service:
     logs/journald: {receivers: [otlp/journald], processors: [memory_limiter, resource, source/journald], exporters: [{{ $exporter }}]}
     {{- end }}
   {{- include "lockgate.configuration.service" (dict "root" $root "listeners" $listeners "level" $settings.logLevel) | nindent 2 }}
+{{- end -}}
+
+{{- /* Where what a role reads goes: exporters and extensions. (dict "root" $ "role" ROLE) */ -}}
+{{- define "lockgate.configuration.delivery" -}}
+{{- $values := .root.Values -}}
+{{- $shared := fromYaml (include "lockgate.shared" .) -}}
+{{- $listeners := get $values.listeners .role.role -}}
+exporters:
+  {{ $values.backend.exporter }}:
+    endpoint: {{ if $values.backend.url }}{{ include "lockgate.text" $values.backend.url }}{{ else }}${env:LOCKGATE_BACKEND_URL}{{ end }}
+    {{- if eq $values.backend.exporter "sumologic" }}
+    log_format: otlp
+    metric_format: otlp
+    {{- end }}
+    {{- if $values.backend.tokenKey }}
+    auth: {authenticator: bearertokenauth}
+    {{- end }}
+    {{- if $shared.persistence.enabled }}
+    {{- include "lockgate.configuration.queue" $shared.persistence.maxQueueSize | nindent 4 }}
+    {{- end }}
+extensions:
+  health_check:
+    endpoint: {{ include "lockgate.listen" (dict "root" .root "port" $listeners.health) | quote }}
+  {{- if $values.backend.tokenKey }}
+  bearertokenauth: {filename: /etc/lockgate/backend/token}
+  {{- end }}
+  {{- with $listeners.ledger }}
+  ledger: {endpoint: "127.0.0.1:{{ int . }}", state_directory: {{ include "lockgate.state" $ }}}
+  {{- end }}
+  {{- if $shared.persistence.enabled }}
+  file_storage:
+    directory: /var/lib/lockgate/storage
+    create_directory: true
+  {{- end }}
+{{- end -}}
+
+{{- define "lockgate.configuration.extensions" -}}
+{{- $values := .root.Values -}}
+{{- $shared := fromYaml (include "lockgate.shared" .) -}}
+{{- $listeners := get $values.listeners .role.role -}}
+[health_check{{ if $listeners.ledger }}, ledger{{ end }}{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $shared.persistence.enabled }}, file_storage{{ end }}]
+{{- end -}}
+
+{{- define "lockgate.configuration.events" -}}
+{{- $values := .root.Values -}}
+{{- $events := $values.sumologic.events -}}
+{{- $cluster := include "lockgate.text" $values.sumologic.clusterName -}}
+receivers:
+  raw_k8s_events:
+    auth_type: serviceAccount
+    {{- with $values.rbac.namespace }}
+    namespaces: [{{ . | quote }}]
+    {{- end }}
+    {{- if $events.persistence.enabled }}
+    storage: file_storage
+    {{- end }}
+processors:
+  memory_limiter:
+    check_interval: 5s
+    limit_percentage: 75
+    spike_limit_percentage: 20
+  resource:
+    attributes:
+      - {action: upsert, key: cluster, value: {{ $cluster }}}
+  source:
+    collector: {{ $cluster }}
+    source_host: ""
+    source_name: {{ include "lockgate.template" $events.sourceName }}
+    source_category: {{ $events.sourceCategory | default (printf "%s/events" $values.sumologic.clusterName) | include "lockgate.template" }}
+    source_category_prefix: ""
+    source_category_replace_dash: {{ include "lockgate.template" $events.sourceCategoryReplaceDash }}
+{{- include "lockgate.configuration.delivery" . | nindent 0 }}
+service:
+  extensions: {{ include "lockgate.configuration.extensions" . }}
+  pipelines:
+    logs/events: {receivers: [raw_k8s_events], processors: [memory_limiter, resource, source], exporters: [{{ $values.backend.exporter }}]}
+  {{- include "lockgate.configuration.service" (dict "root" .root "listeners" (get $values.listeners .role.role) "level" $values.otelevents.logLevel) | nindent 2 }}
 {{- end -}}

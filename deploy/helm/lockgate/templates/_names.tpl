@@ -31,6 +31,9 @@ metrics: {role: metrics, signal: metrics, name: {{ $prefix }}-metrics-metadata, 
 {{- if and .sumologic.traces.enabled .otelcolInstrumentation.enabled }}
 traces: {role: traces, signal: traces, name: {{ $prefix }}-traces, component: traces, namespace: {{ $.Release.Namespace | quote }}, values: otelcolInstrumentation}
 {{- end }}
+{{- if .sumologic.events.enabled }}
+events: {role: events, signal: events, name: {{ $prefix }}-events, component: events, namespace: {{ $.Release.Namespace | quote }}, values: otelevents}
+{{- end }}
 {{- end -}}
 {{- end -}}
 

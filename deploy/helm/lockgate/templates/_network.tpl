@@ -63,9 +63,10 @@
 {{- define "lockgate.flows.api" -}}
 {{- $api := .root.Values.networkPolicy.kubernetesApi -}}
 {{- $to := .to -}}
+{{- $why := eq .role.role "events" | ternary "receivers/raw_k8s_events reads events" "processors/k8sattributes follows pods" -}}
 {{- range $cidrs, $port := dict "serviceCidrs" $api.servicePort "endpointCidrs" $api.endpointPort -}}
 {{- $peers := get $api $cidrs | empty | ternary (include "lockgate.anywhere" $) (include "lockgate.peers" (dict "cidrs" (get $api $cidrs))) | fromYamlArray -}}
-{{- include "lockgate.flow" (dict "to" $to "peers" $peers "ports" (list (printf "TCP %d" (int $port))) "why" (printf "processors/k8sattributes follows pods at the API server (networkPolicy.kubernetesApi.%s)" $cidrs)) -}}
+{{- include "lockgate.flow" (dict "to" $to "peers" $peers "ports" (list (printf "TCP %d" (int $port))) "why" (printf "%s at the API server (networkPolicy.kubernetesApi.%s)" $why $cidrs)) -}}
 {{- end -}}
 {{- end -}}
 

@@ -1,4 +1,4 @@
-{{- /* A metadata or traces pod's security context: what Pod Security `restricted` asks for, and the user's over it. */ -}}
+{{- /* The security context of every pod but the logs collector's: what Pod Security `restricted` asks for, and the user's over it. */ -}}
 {{- define "lockgate.podSecurity.restricted" -}}
 runAsNonRoot: true
 {{- if not .Values.sumologic.scc.create }}{{/* OpenShift's restricted-v2 gives each namespace ids of its own, and refuses others. */}}
@@ -46,7 +46,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- mergeOverwrite (dict "httpGet" (dict "path" .path "port" "health")) (deepCopy (.own | default dict)) | toYaml -}}
 {{- end -}}
 
-{{- /* A metadata role's environment. (dict "root" $ "role" ROLE "extra" LIST) */ -}}
+{{- /* A role's environment, if it delivers. (dict "root" $ "role" ROLE "extra" LIST) */ -}}
 {{- define "lockgate.environment" -}}
 {{- $values := .root.Values -}}
 {{- if not $values.backend.url }}
@@ -117,7 +117,7 @@ which cannot work: it is mounted so that it can be filled. (dict "containers" LI
 {{- toYaml $found -}}
 {{- end -}}
 
-{{- /* Where a metadata role keeps its state; without a volume of its own that is gone with the pod, and `lockgate where` is told there. */ -}}
+{{- /* Where a role keeps its state; without a volume of its own that is gone with the pod, and `lockgate where` is told there. */ -}}
 {{- define "lockgate.state" -}}
-{{ ternary "/var/lib/lockgate/storage" "/tmp" .Values.metadata.persistence.enabled }}
+{{ ternary "/var/lib/lockgate/storage" "/tmp" (fromYaml (include "lockgate.shared" .)).persistence.enabled }}
 {{- end }}

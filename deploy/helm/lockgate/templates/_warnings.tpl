@@ -8,9 +8,6 @@
 {{- range $found.moved }}{{ $_ := set $groups .advice (append (get $groups .advice | default list) .key) }}{{ end -}}
 {{- $said := list -}}
 {{- range $advice, $keys := $groups }}{{ $said = append $said (printf "%s: no effect here; %s" (join ", " $keys) $advice) }}{{ end -}}
-{{- range $key, $isSet := dict "sumologic.events.enabled" $values.sumologic.events.enabled "otelevents" (omit $values.otelevents "useSumoK8sEventReceiver" "reportConfigMaps") -}}
-{{- if $isSet }}{{ $said = append $said (printf "%s: no effect here; events are not collected yet; keep what collects them today" $key) }}{{ end -}}
-{{- end -}}
 {{- with $values.sumologic.otelcolImage -}}
 {{- if eq .repository "lockgate" }}{{ $said = append $said "sumologic.otelcolImage.repository: not set; nodes find an image of this name where build/images/lockgate.tar has been loaded into them; otherwise push it to your registry and name it here" }}{{ end -}}
 {{- if .addFipsSuffix }}{{ $said = append $said "sumologic.otelcolImage.addFipsSuffix: adds -fips to the tag and does no more; `make images` makes no image of that name" }}{{ end -}}
@@ -39,11 +36,14 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $context := fromYaml (include "lockgate.over" (dict "default" (include "lockgate.podSecurity.restricted" .) "own" $values.metadata.securityContext)) -}}
+{{- if and (omit $roles "logsCollector") (not $context.runAsNonRoot) }}{{ $said = append $said "metadata.securityContext: as root these pods are refused where Pod Security restricted is enforced, and need no root" }}{{ end -}}
 {{- if hasKey $roles "logsCollector" -}}
 {{- if eq $values.otellogs.state.type "emptyDir" }}{{ $said = append $said "otellogs.state.type: with emptyDir positions go with the pod; the next one reads the files that are there from their beginning, and what was rotated away meanwhile is lost" }}{{ end -}}
 {{- if and $values.sumologic.logs.systemd.enabled (eq $values.otellogs.privilege "group") (kindIs "invalid" $values.otellogs.journalGroup) }}{{ $said = append $said "otellogs.journalGroup: not set; where the journal belongs to a group of its own (systemd-journal), its number is needed, or otellogs.privilege: root" }}{{ end -}}
 {{- if eq (include "lockgate.nodeNamespace" .) .Release.Namespace }}{{ $said = append $said "otellogs.namespace.name: the logs collector needs hostPath, so this namespace cannot enforce Pod Security baseline or restricted for the others in it" }}{{ end -}}
 {{- end -}}
+{{- if and (hasKey $roles "events") (not $values.sumologic.events.persistence.enabled) }}{{ $said = append $said "sumologic.events.persistence.enabled: without it the position goes with the pod; the next one reads the events of the last minute again, and what happened while there was none is lost" }}{{ end -}}
 {{- range $role := omit $roles "logsCollector" -}}
 {{- $own := fromYaml (include "lockgate.settings" (dict "root" $ "role" $role)) -}}
 {{- $emptyDirs := list -}}
