@@ -505,6 +505,15 @@ def test_one_key_mounts_certificates_into_the_roles_that_connect_and_says_which_
     assert "networkPolicy.clients.metrics: with mutualTls these need a certificate" in told
 
 
+def test_each_roles_ledger_is_where_the_values_say_or_nowhere(configured: Any) -> None:
+    objects, values = rendered("ledger-elsewhere-or-off"), complete(CASES["ledger-elsewhere-or-off"])
+    found = {}
+    for role, each in workloads(objects).items():
+        listens = {who: need.port for who, need in configured(each, objects, values).needs() if isinstance(need, Listen)}
+        found[role] = listens.get("extensions/ledger")
+    assert found == {"logs-collector": 13135, "logs-metadata": 13200, "metrics-metadata": None, "traces": 13134, "events": None}
+
+
 def test_what_a_user_gives_lands_where_kubernetes_has_it() -> None:
     objects = rendered("everything-of-kubernetes")
     logs, collector = workloads(objects)["logs-metadata"], workloads(objects)["logs-collector"]
@@ -623,6 +632,30 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             id="ledgers-port",
         ),
         pytest.param(
+            {"listeners": {"events": {"ledger": 13133}}},
+            "listeners.events.ledger: port 13133 is that of listeners.events.health already",
+            id="ledgers-port-of-events",
+        ),
+        *(
+            pytest.param({"sumologic": {"events": {"persistence": given}}}, f"'/sumologic/events/persistence/{said}'", id=f"events-{said}")
+            for given, said in (
+                ({"size": "ten"}, "size"),
+                ({"maxQueueSize": "lots"}, "maxQueueSize"),
+                ({"persistentVolume": {"accessMode": "Anyhow"}}, "persistentVolume/accessMode"),
+            )
+        ),
+        pytest.param({"backend": {"keys": {"events": ""}}}, "'/backend/keys/events'", id="no-key"),
+        pytest.param(
+            {"otelevents": {"statefulset": {"extraVolumes": [{"name": "state"}]}}, "metadata": {"persistence": {"enabled": False}}},
+            "otelevents.statefulset.extraVolumes: state is the name of the chart's own volume",
+            id="volume-of-events",
+        ),
+        pytest.param(
+            {"metadata": {"logs": {"statefulset": {"extraVolumes": [{"name": "mutual-tls"}]}}}, "mutualTls": {"enabled": True}},
+            "metadata.logs.statefulset.extraVolumes: mutual-tls is the name of the chart's own volume",
+            id="volume-of-certificates",
+        ),
+        pytest.param(
             {"mutualTls": {"enabled": True, "existingSecret": ""}},
             "mutualTls.existingSecret: mutualTls.enabled needs",
             id="no-certificates",
@@ -712,7 +745,10 @@ def test_bad_values_are_refused_by_the_name_of_the_key(values: Any, said: str) -
 
 def test_an_empty_section_is_named_and_an_empty_list_or_mapping_is_one() -> None:
     """As where everything below a key is commented out: Helm then takes the chart's default away."""
-    for key in ("metadata.metrics", "networkPolicy", "networkPolicy.enabled", "otellogs.privilege", "sumologic.otelcolImage.repository"):
+    for key in (
+        *("metadata.metrics", "networkPolicy", "networkPolicy.enabled", "otellogs.privilege", "sumologic.otelcolImage.repository"),
+        *("otelevents", "otelevents.statefulset", "otelevents.logLevel", "sumologic.events.persistence", "listeners.events.ledger"),
+    ):
         values: Any = None
         for part in reversed(key.split(".")):
             values = {part: values}
@@ -722,11 +758,12 @@ def test_an_empty_section_is_named_and_an_empty_list_or_mapping_is_one() -> None
         "sumologic": {"podLabels": None, "tolerations": None, "affinity": None},
         "metadata": {"podLabels": None, "logs": {"statefulset": {"resources": None}, "config": {"merge": None}}},
         "otellogs": {"daemonset": {"tolerations": None, "labels": None}, "image": {"tag": None}},
+        "otelevents": {"statefulset": {"resources": None, "podLabels": None}, "config": {"merge": None}, "image": {"tag": None}},
         "networkPolicy": {"clients": {"logs": None}},
     }
     found = workloads(helm.render(empty))
     assert "tolerations" not in pod(found["logs-collector"])
-    assert pod(found["logs-metadata"])["containers"][0]["resources"] == {}
+    assert pod(found["logs-metadata"])["containers"][0]["resources"] == pod(found["events"])["containers"][0]["resources"] == {}
 
 
 def test_a_name_that_yaml_would_read_as_a_number_stays_a_name() -> None:
@@ -758,6 +795,9 @@ def test_keys_that_mean_nothing_here_are_named_with_what_to_do_instead() -> None
 def test_pods_that_a_restricted_namespace_would_refuse_are_told_of() -> None:
     for context in ({"runAsUser": 0}, {"runAsNonRoot": False}):
         assert "WARNING: metadata.securityContext: as root" in helm.notes({"metadata": {"securityContext": context}})
+        told = helm.notes({"otelevents": {"statefulset": {"securityContext": context}}})
+        assert "WARNING: otelevents.statefulset.securityContext: as root" in told and "metadata.securityContext" not in told
+        assert "securityContext" not in helm.notes({"metadata": {"securityContext": context}, **CASES["only-events"]})
     assert "metadata.securityContext" not in helm.notes({"metadata": {"securityContext": {"fsGroup": 999, "runAsNonRoot": True}}})
 
 

@@ -44,12 +44,12 @@ OTHERS = {
     "internet": Place("198.51.100.7"),
     "metadata-service": Place("169.254.169.254"),
 }
-ENRICHERS = ("logs-metadata", "metrics-metadata", "traces")
+DELIVERERS = ("logs-metadata", "metrics-metadata", "traces", "events")
 NEEDED: set[Connection] = {
-    *((role, DNS, protocol, 53) for role in ("logs-collector", *ENRICHERS) for protocol in ("TCP", "UDP")),
-    *((role, API, "TCP", 443) for role in ENRICHERS),
-    *((role, "backend", "TCP", 443) for role in ENRICHERS),
-    *(("prometheus", role, "TCP", 8888) for role in ("logs-collector", *ENRICHERS)),
+    *((role, DNS, protocol, 53) for role in ("logs-collector", *DELIVERERS) for protocol in ("TCP", "UDP")),
+    *((role, API, "TCP", 443) for role in DELIVERERS),
+    *((role, "backend", "TCP", 443) for role in DELIVERERS),
+    *(("prometheus", role, "TCP", 8888) for role in ("logs-collector", *DELIVERERS)),
     ("logs-collector", LOGS, "TCP", 4318),
     ("fluent-bit", LOGS, "TCP", 4318),
     ("fluent-bit", "logs-metadata", "TCP", 24321),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from support import container, helm, journal, netns, pods
 from support.backend import Backend
 from support.chart_values import SEED
 from support.container import Container, Image, Process
+from support.events_contract import event
 from support.helm import Object, of_kind, overlay, workloads
 from support.kubernetes import apply, sample_in_thread
 from support.kubernetes import pod as pod_object
@@ -43,7 +45,14 @@ pytestmark = [pytest.mark.images, pytest.mark.skipif(bool(missing), reason=missi
 
 DNS, API, LOGS, METRICS, TRACES = (f"10.96.0.{number}" for number in (10, 1, 21, 22, 23))
 SERVICES = {"logs-metadata": LOGS, "metrics-metadata": METRICS, "traces": TRACES}
-ADDRESSES = {"logs-collector": "10.244.1.2", "logs-metadata": "10.244.1.3", "metrics-metadata": "10.244.1.4", "traces": "10.244.1.5"}
+ADDRESSES = {
+    "logs-collector": "10.244.1.2",
+    "logs-metadata": "10.244.1.3",
+    "metrics-metadata": "10.244.1.4",
+    "traces": "10.244.1.5",
+    "events": "10.244.1.7",
+}
+KUBELET = "token-of-the-kubelet"
 UID = "01234567-89ab-cdef-0123-456789abcdef"
 """Of the application's pod."""
 BACKEND = "receivers.example.com"
@@ -57,12 +66,12 @@ VALUES: dict[str, Any] = {
     "otellogs": {**_SANDBOXED, "journalGroup": 190},
     "metadata": {"logs": _SANDBOXED, "metrics": _SANDBOXED},
     "otelcolInstrumentation": _SANDBOXED,
+    "otelevents": _SANDBOXED,
     "networkPolicy": {
         "clients": {signal: [_APP] for signal in ("logs", "metrics", "traces")},
         "kubernetesApi": {"serviceCidrs": [f"{API}/32"], "endpointCidrs": ["172.18.0.2/32"]},
     },
 }
-RESTRICTED = {"uids": 10001, "gids": 10001, "groups": {10001}, "capabilities": 0}
 
 
 def _documented(key: str) -> Any:
@@ -100,6 +109,14 @@ class Site:
         directory = self.directory / f"pod-{next(self._numbers)}"
         return Pod(node or self.node, workloads(objects)[role], objects, self.network.path(role), directory)
 
+    def say(self, text: str) -> None:
+        """An event with this message, of the node's kubelet."""
+        said = event(text, "shop", message=text)
+        headers = {"Authorization": f"Bearer {KUBELET}", "Content-Type": "application/json"}
+        post = urllib.request.Request(f"https://{API}/api/v1/namespaces/shop/events", json.dumps(said).encode(), headers)
+        context = ssl.create_default_context(cadata=self.node.api_ca.decode())
+        assert within(self.network.path("app"), lambda: _status(post, context)) == 201
+
     def send(self, role: str, text: str) -> None:
         """An application's request to this role's Service."""
         resource = {"k8s.pod.uid": UID}
@@ -118,13 +135,7 @@ class Site:
                 payload = spans.SerializeToString()
         url = f"http://{SERVICES[role]}:4318/v1/{SIGNALS[role]}"
         post = urllib.request.Request(url, payload, {"Content-Type": "application/x-protobuf"})
-
-        def request_() -> int:
-            with urllib.request.urlopen(post, timeout=20) as answer:
-                status: int = answer.status
-                return status
-
-        assert within(self.network.path("app"), request_) == 200
+        assert within(self.network.path("app"), lambda: _status(post)) == 200
 
     def arrived(self) -> dict[str, dict[str, Any]]:
         """The resource's attributes by a log's text, a metric's or a span's name."""
@@ -135,6 +146,12 @@ class Site:
             for scope in _repeated(entry)
             for record in _repeated(scope)
         }
+
+
+def _status(request: urllib.request.Request, context: ssl.SSLContext | None = None) -> int:
+    with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+        status: int = answer.status
+        return status
 
 
 def _repeated(message: Any) -> Any:
@@ -192,7 +209,7 @@ def site(image: Image, debug: Image, tmp_path_factory: pytest.TempPathFactory) -
     ours, cluster_ca = trustme.CA(organization_name="Corporate"), trustme.CA(organization_name="The cluster")
     accounts = [(each["metadata"]["namespace"], each["metadata"]["name"]) for each in of_kind(objects, "ServiceAccount")]
     tokens = {f"token-{namespace}-{name}": f"system:serviceaccount:{namespace}:{name}" for namespace, name in accounts}
-    urls = {f"endpoint-{signal}-otlp": f"https://{BACKEND}".encode() for signal in ("logs", "metrics", "traces")}
+    urls = {f"endpoint-{signal}-otlp": f"https://{BACKEND}".encode() for signal in ("logs", "metrics", "traces", "events")}
     node = Node(
         directory / "node",
         {"lockgate": image, "busybox-curl": debug},
@@ -213,7 +230,7 @@ def site(image: Image, debug: Image, tmp_path_factory: pytest.TempPathFactory) -
             "172.18.0.2",
             6443,
             _server_context(cluster_ca, API),
-            tokens=tokens,
+            tokens=tokens | {KUBELET: "system:node:node-1"},
             may=_granted(objects),
         )
         stack.enter_context(api)
@@ -222,7 +239,7 @@ def site(image: Image, debug: Image, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _granted(objects: list[Object]) -> Any:
-    """What the rendered ClusterRoles grant to whom."""
+    """What the rendered ClusterRoles grant to whom, and Kubernetes to a node's kubelet."""
     rules = {each["metadata"]["name"]: each["rules"] for each in of_kind(objects, "ClusterRole")}
     granted = {
         (f"system:serviceaccount:{subject['namespace']}:{subject['name']}", verb, group, resource)
@@ -233,6 +250,7 @@ def _granted(objects: list[Object]) -> Any:
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
+    granted.add(("system:node:node-1", "create", "", "events"))
     return lambda user, verb, resource, namespace: (user, verb, resource.group, resource.plural) in granted
 
 
@@ -256,13 +274,14 @@ def write_journal(site: Site, text: str) -> None:
     file.chmod(0o640)
 
 
-def confined(role: Pod, uid: int, groups: set[int], capabilities: int = 0) -> None:
-    """What the kernel says of the process; what it can write, start and see."""
+def confined(role: Pod, uid: int, groups: set[int], capabilities: int = 0, gid: int | None = None) -> None:
+    """What the kernel says of the process; what it can write, start and see. Its group has the user's number, unless told."""
     bounding = f"{capabilities:016x}"
     effective = bounding if uid == 0 else f"{0:016x}"
     # By the runtime alone, as the pod's contexts say; and the role, which gives up more by itself.
     for status, filters in ((role.kernel_status_of_another(), "1"), (role.kernel_status(), "2")):
-        assert status["Uid"].split() == status["Gid"].split() == [str(uid)] * 4
+        assert status["Uid"].split() == [str(uid)] * 4
+        assert status["Gid"].split() == [str(uid if gid is None else gid)] * 4
         assert {int(group) for group in status["Groups"].split()} == groups
         assert [status[name] for name in ("CapBnd", "CapPrm", "CapEff")] == [bounding, effective, effective]
         assert {status["CapInh"], status["CapAmb"]} == {f"{0:016x}"}
@@ -329,6 +348,24 @@ def test_metrics_and_traces_come_to_the_backend_with_what_kubernetes_knows(site:
         confined(running, 10001, {10001})
 
 
+def test_events_come_to_the_backend_once_each_also_those_from_while_no_pod_was_there(site: Site) -> None:
+    role = site.pod("events", site.render(TRUSTING))
+    with role:
+        site.say("while it runs")
+        wait_until(lambda: "while it runs" in site.arrived(), 40, f"delivery; {list(role.reasons())}")
+        found = site.arrived()["while it runs"]
+        assert (found["_sourceCategory"], found["_sourceName"], found["cluster"]) == ("kubernetes/events", "events", "kubernetes")
+        confined(role, 10001, {10001})
+        counted = role.container.execute("lockgate", "where")
+        assert counted.returncode == 0, counted.stdout + counted.stderr
+    site.say("while it is away")
+    with role:  # the next pod has the same claim
+        site.say("when it is back")
+        wait_until(lambda: {"while it is away", "when it is back"} <= site.arrived().keys(), 40, f"delivery; {list(role.reasons())}")
+    said = ["while it runs", "while it is away", "when it is back"]
+    assert [body for body in site.backend.bodies() if body in said] == said
+
+
 def test_every_role_runs_with_the_values_that_the_security_document_shows(site: Site) -> None:
     shutil.rmtree(site.node.root, ignore_errors=True)
     write_log(site, "as root", 0, 0o600)
@@ -340,6 +377,8 @@ def test_every_role_runs_with_the_values_that_the_security_document_shows(site: 
     for role in ("metrics-metadata", "traces"):
         with site.pod(role, objects) as running:
             confined(running, 10001, {10001, 999})
+    with site.pod("events", objects) as events:
+        confined(events, 998, {10001, 998}, gid=10001)
 
 
 @pytest.mark.parametrize("rung", ["group", "root"])

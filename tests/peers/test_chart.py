@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from support import helm
-from support.chart_values import SEED
+from support.chart_values import CASES, SEED
 from support.helm import HELM, KUBECTL, Object, of_kind, pod, workloads
 from support.kube_apiserver import ApiServer
 from support.process import Role, free_port, until
@@ -104,6 +104,7 @@ async def installed(api_server: ApiServer) -> AsyncIterator[Any]:
         pytest.param(
             "chart-memory", {"metadata": {"persistence": {"enabled": False}}, "otellogs": {"privilege": "capability"}}, id="memory"
         ),
+        pytest.param("chart-mutual-tls", CASES["mutual-tls"], id="mutual-tls"),
     ],
 )
 async def test_every_pod_is_admitted_where_it_belongs_and_refused_where_it_asks_for_more(

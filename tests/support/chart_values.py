@@ -171,7 +171,12 @@ CASES: dict[str, dict[str, Any]] = {
         "listeners": {"logs": {"otlpHttp": 0, "fluentForward": 24321}},
     },
     "ledger-elsewhere-or-off": {
-        "listeners": {"logsCollector": {"health": 13134, "ledger": 13135}, "logs": {"ledger": 13200}, "metrics": {"ledger": 0}}
+        "listeners": {
+            "logsCollector": {"health": 13134, "ledger": 13135},
+            "logs": {"ledger": 13200},
+            "metrics": {"ledger": 0},
+            "events": {"ledger": 0},
+        }
     },
     "rung-root": {"otellogs": {"privilege": "root", "state": {"type": "emptyDir"}, "dockerContainers": True}},
     "sandbox-required": {"sandbox": "require"},

@@ -118,9 +118,10 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- if $values.otellogs.dockerContainers }}{{ $_ := set $paths "/var/lib/docker/containers" "docker" }}{{ end -}}
 {{- if $values.sumologic.logs.systemd.enabled }}{{ $_ := set $paths "/var/log/journal" "journal" }}{{ end -}}
 {{- else -}}
-{{- if $values.metadata.persistence.enabled }}{{ $_ := set $paths "/var/lib/lockgate" "state" }}{{ end -}}
+{{- if (fromYaml (include "lockgate.shared" .)).persistence.enabled }}{{ $_ := set $paths "/var/lib/lockgate" "state" }}{{ end -}}
 {{- if $values.backend.tokenKey }}{{ $_ := set $paths "/etc/lockgate/backend" "backend" }}{{ end -}}
 {{- end -}}
+{{- if include "lockgate.isMutual" . }}{{ $_ := set $paths (include "lockgate.mutualDirectory" .) "mutual-tls" }}{{ end -}}
 {{- if not (include "lockgate.takesTmp" $mounts) }}{{ $_ := set $paths "/tmp" "tmp" }}{{ end -}}
 {{- $names := dict -}}
 {{- range $paths }}{{ $_ := set $names . "the chart's own" }}{{ end -}}

@@ -36,8 +36,14 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $context := fromYaml (include "lockgate.over" (dict "default" (include "lockgate.podSecurity.restricted" .) "own" $values.metadata.securityContext)) -}}
-{{- if and (omit $roles "logsCollector") (not $context.runAsNonRoot) }}{{ $said = append $said "metadata.securityContext: as root these pods are refused where Pod Security restricted is enforced, and need no root" }}{{ end -}}
+{{- $contexts := dict -}}
+{{- range $role := omit $roles "logsCollector" -}}
+{{- $where := eq $role.role "events" | ternary "otelevents.statefulset.securityContext" "metadata.securityContext" -}}
+{{- $_ := set $contexts $where (fromYaml (include "lockgate.shared" (dict "root" $ "role" $role))).securityContext -}}
+{{- end -}}
+{{- range $where, $own := $contexts -}}
+{{- if not (fromYaml (include "lockgate.over" (dict "default" (include "lockgate.podSecurity.restricted" $) "own" $own))).runAsNonRoot }}{{ $said = append $said (printf "%s: as root these pods are refused where Pod Security restricted is enforced, and need no root" $where) }}{{ end -}}
+{{- end -}}
 {{- if hasKey $roles "logsCollector" -}}
 {{- if eq $values.otellogs.state.type "emptyDir" }}{{ $said = append $said "otellogs.state.type: with emptyDir positions go with the pod; the next one reads the files that are there from their beginning, and what was rotated away meanwhile is lost" }}{{ end -}}
 {{- if and $values.sumologic.logs.systemd.enabled (eq $values.otellogs.privilege "group") (kindIs "invalid" $values.otellogs.journalGroup) }}{{ $said = append $said "otellogs.journalGroup: not set; where the journal belongs to a group of its own (systemd-journal), its number is needed, or otellogs.privilege: root" }}{{ end -}}
