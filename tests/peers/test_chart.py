@@ -181,7 +181,7 @@ async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lo
     (tmp_path / "token").write_text(await chart.token(workload))
     environment = {"LOCKGATE_BACKEND_URL": "http://127.0.0.1:9/receiver"}
     async with Role(tmp_path / "with", json.dumps(configuration), environment) as running:
-        await until(lambda: "everything is ready" in running.log.read_text(), 20, "everything has started")
+        await until(lambda: "everything has started" in running.log.read_text(), 20, "everything has started")
         assert await asyncio.to_thread(running.get, "/ready") == (200, {"ready": True, "blocked": []})
 
     [granted] = [each for each in of_kind(chart.objects, "ClusterRole", "Role") if each["metadata"]["name"].endswith(own["name"])]

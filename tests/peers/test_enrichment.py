@@ -165,7 +165,7 @@ class MetadataRole:
     async def __aenter__(self) -> "MetadataRole":
         self.backend.__enter__()
         await self.role.__aenter__()
-        await until(lambda: "everything is ready" in self.role.log.read_text(), 20, "everything has started, ready or not")
+        await until(lambda: "everything has started" in self.role.log.read_text(), 20, "everything has started, ready or not")
         return self
 
     async def __aexit__(self, *raised: Any) -> None:

@@ -19,7 +19,7 @@ async def running(configuration: str, folder: Path, **environment: str) -> Async
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env={**os.environ, **environment})
     try:
         async with asyncio.timeout(30):
-            while "everything is ready" not in output.read_text():
+            while "everything has started" not in output.read_text():
                 assert process.returncode is None, output.read_text()
                 await asyncio.sleep(0.02)
         yield process

@@ -91,7 +91,7 @@ class Program:
                 async with giving_back(self.clock, self.host.executor):
                     self._process_metrics()
                     self._follow_files()
-                    log.info("everything is ready: %s", self._extent())
+                    log.info("everything has started: %s", self._extent())
                     if on_ready:
                         on_ready()
                     while not stop.is_set():
