@@ -111,7 +111,7 @@ class Site:
 
     def say(self, text: str) -> None:
         """An event with this message, of the node's kubelet."""
-        said = event(text, "shop", message=text)
+        said = event(text.replace(" ", "-"), "shop", message=text)
         headers = {"Authorization": f"Bearer {KUBELET}", "Content-Type": "application/json"}
         post = urllib.request.Request(f"https://{API}/api/v1/namespaces/shop/events", json.dumps(said).encode(), headers)
         context = ssl.create_default_context(cadata=self.node.api_ca.decode())
