@@ -1,4 +1,4 @@
-"""The chart in the images: its pods as rendered, under its policies as rendered, from the nodes' files to a TLS backend."""
+"""The chart in the images: its pods as rendered, under its policies as rendered, from the nodes' files and the API to a TLS backend."""
 
 from __future__ import annotations
 
