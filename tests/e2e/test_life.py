@@ -122,7 +122,7 @@ service:
     command = [sys.executable, "-m", "lockgate.cli.main", "run", "--config", str(tmp_path / "c.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 1
-    assert f"ended: cannot read the kubeconfig {tmp_path / 'none'}: No such file" in result.stderr
+    assert f"cannot read the kubeconfig {tmp_path / 'none'}: No such file" in result.stderr
     assert "Traceback" not in result.stderr
 
 

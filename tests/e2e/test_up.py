@@ -125,6 +125,18 @@ def test_logs_command_shows_lines_and_stops_with_its_reader(up: tuple[Path, "sub
         following.terminate()
 
 
+def test_a_second_one_on_the_same_directory_ends_and_leaves_the_first_alone(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    state, process = up
+    second = lockgate("up", "--state", str(state))
+    assert (second.returncode, second.stderr) == (
+        2,
+        f"lockgate: another lockgate up uses {state}; stop it, or give this one its own with --state\n",
+    )
+    assert process.poll() is None
+    before = ask(state, "SELECT count(*) AS n FROM logs")[0]["n"]
+    wait_until(lambda: ask(state, "SELECT count(*) AS n FROM logs")[0]["n"] > before, 20, "the first one goes on")
+
+
 def test_interrupting_leaves_nothing_running(up: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
     state, process = up
     children = processes_mentioning(str(state))

@@ -523,10 +523,10 @@ def _meet(host: str, other: str) -> bool:
 
 
 def _nearest_type(kind: Kind, type_name: str) -> str:
-    for other in Kind:
-        if other is not kind and type_name in known(other):
-            return f"{type_name} is one of the {other.value}; did you mean to write it there?"
-    return nearest(type_name, known(kind))
+    others = [other.value for other in Kind if other is not kind and type_name in known(other)]
+    if len(others) == 1:
+        return f"{type_name} is one of the {others[0]}; did you mean to write it there?"
+    return nearest(type_name, known(kind)) + (f" ({type_name} is among the {' and the '.join(others)})" if others else "")
 
 
 def _place(problem: Problem) -> tuple[str, int, int]:

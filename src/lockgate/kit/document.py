@@ -4,7 +4,7 @@ PyYAML's composed nodes carry marks; this module keeps them beside the plain val
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,34 +233,69 @@ def merge(base: Document, over: Document) -> Document:
     return Document(value, marks | over.marks, [*base.warnings, *over.warnings])
 
 
-_REFERENCE = re.compile(r"\$(?:\$|\{(?P<body>[^{}]*)\})")
+_TOKEN = re.compile(r"\$\$|\$\{|[{}]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def environment_expander(environment: Mapping[str, str]) -> Expand:
-    """Expands `${NAME}`, `${env:NAME}`, `${env:NAME:-default}` and `$$` (OpenTelemetry, "Configuration", "Environment variables")."""
+    """Expands `${NAME}`, `${env:NAME}`, `${env:NAME:-default}` and `$$` (OpenTelemetry, "Configuration", "Environment variables").
+
+    Names and defaults may hold references; what a variable holds is taken as it is. A default that is not needed is not looked at.
+    """
 
     def expand(text: str) -> tuple[str, list[str]]:
         warnings: list[str] = []
 
-        def replace(match: re.Match[str]) -> str:
-            body = match["body"]
-            if body is None:
-                return "$"
-            scheme, colon, rest = body.partition(":")
-            if not colon or rest.startswith("-"):
-                scheme, rest = "env", body
+        def value_of(body: str) -> str:
+            ends = (at for at in _places(body, ":-") if body.count("${", 0, at) == body.count("}", 0, at))  # not inside of another
+            middle = next(ends, len(body))
+            head, has_default, default = body[:middle], middle < len(body), body[middle + 2 :]
+            scheme, colon, name = whole(head).partition(":")
+            if not colon:
+                scheme, name = "env", scheme
             if scheme != "env":
                 raise ValueError(f"${{{body}}} names the unknown source {scheme!r}; write ${{env:NAME}}")
-            name, has_default, default = rest.partition(":-")
             if not _NAME.fullmatch(name):
                 raise ValueError(f"${{{body}}} is no environment variable's name; write ${{env:NAME}}, or $$ for a dollar sign")
             if name in environment:
                 return environment[name]
             if not has_default:
                 warnings.append(f"environment variable {name} is not set; it reads as empty")
-            return default
+            return whole(default)
 
-        return _REFERENCE.sub(replace, text), warnings
+        def whole(text: str) -> str:
+            parts, at = [], 0
+            while (token := _TOKEN.search(text, at)) is not None:
+                parts.append(text[at : token.start()])
+                end = _end(text, token.end()) if token[0] == "${" else -1
+                if end >= 0:
+                    parts.append(value_of(text[token.end() : end]))
+                    at = end + 1
+                else:
+                    parts.append("$" if token[0] == "$$" else token[0])
+                    at = token.end()
+            return "".join([*parts, text[at:]])
+
+        return whole(text), warnings
 
     return expand
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    return (match.start() for match in re.finditer(re.escape(part), text))
+
+
+def _end(text: str, begin: int) -> int:
+    """Where the reference ends whose body begins here; -1 where it is none: not closed, nested too deeply, or with another brace in it."""
+    depth = 1
+    for token in _TOKEN.finditer(text, begin):
+        match token[0]:
+            case "${" if depth < MAX_DEPTH:
+                depth += 1
+            case "{" | "${":
+                return -1
+            case "}":
+                depth -= 1
+                if not depth:
+                    return token.start()
+    return -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
@@ -55,9 +56,12 @@ def default_state_directory() -> Path:
 
 
 def publish(directory: Path, service: Service, address: str) -> Access:
-    """Writes the file for this process with a new token; raises OSError."""
+    """Writes the file for this process with a new token; raises OSError. Another running program's file is put aside until `withdraw`."""
     access = Access(address, secrets.token_urlsafe(32), os.getpid())
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(NotRunning, OSError):
+        if _running(directory / service.file, service).pid != access.pid:
+            (directory / service.file).replace(directory / f".{service.file}.before")
     temporary = directory / f".{service.file}.{access.pid}"
     temporary.unlink(missing_ok=True)
     # The mode is given at creation: after it, another user could already have opened the file.
@@ -68,12 +72,19 @@ def publish(directory: Path, service: Service, address: str) -> Access:
 
 
 def withdraw(directory: Path, service: Service, access: Access) -> None:
-    """Removes the file, unless another process has taken its place."""
-    try:
-        if _read(directory / service.file, service) == access:
-            (directory / service.file).unlink()
-    except (NotRunning, OSError):
-        pass
+    """Removes the file, unless another process has taken its place. Who was here before, and still runs, is found again: a second program
+    on the same directory ends as soon as it finds that it is the second."""
+    file, before = directory / service.file, directory / f".{service.file}.before"
+    with contextlib.suppress(NotRunning, OSError):
+        if _read(file, service) != access:
+            return
+        file.unlink()
+        try:
+            _running(before, service)
+        except NotRunning:
+            before.unlink(missing_ok=True)
+        else:
+            before.replace(file)
 
 
 def find(state: Path, service: Service = QUERIES) -> Access:

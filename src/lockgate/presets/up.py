@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -137,8 +138,22 @@ class Up:
         return Role(name, preset, own | environment, health, metrics)
 
     async def run(self) -> int:
-        """Starts everything, shows it until SIGINT or SIGTERM, stops everything; the exit status."""
+        """Starts everything, shows it until SIGINT or SIGTERM, stops everything; the exit status. Raises LookupError where another does."""
         self.state.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            return await self._run()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the directory: a second `up` would take away the pods and the answers of the first before it found that it cannot run."""
+        with open(self.state / "up.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LookupError(f"another lockgate up uses {self.state}; stop it, or give this one its own with --state") from None
+            yield
+
+    async def _run(self) -> int:
         if not self.context:
             # Yesterday's sample pods are gone; their logs would only be read again.
             shutil.rmtree(self.state / "pods", ignore_errors=True)

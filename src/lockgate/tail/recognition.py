@@ -141,6 +141,9 @@ class Recognition:
             and (key := self._queued.key_of(line_digest(head.partition(b"\n")[0]))) is not None
         ):
             entry = Saved(key, *identity, log, path, 0, False, b"", identity_of(head), 0, parts_of(key)[2], True)
+            # It had no content yet when its position was saved, and a key begins with its file.
+            orphans = self._known.orphans
+            self._known.orphans = [it for it in orphans if it.key or not key.startswith(f"{it.device:x}-{it.inode:x}-")]
         if entry is None:
             if self._options.is_too_old(status, self._unix_nano):
                 self._known.remember(self._left_out(path, log, head, status, descriptor, unpacked))

@@ -104,8 +104,9 @@ def _faults(answer: dict[str, Any], metrics: Mapping[str, float], known: Known, 
         yield f"its metrics say {lines:.0f} lines and {records:.0f} records, and it {parts['read']} and {queued['queued']}"
 
 
-_DERIVED = {"queued", "damaged"}
-"""Not compared with what is known: what was queued is what there are `records` of (below), and damage is no fate."""
+_DERIVED = {"queued", "damaged", "lost_perhaps"}
+"""Not compared with what is known: what was queued is what there are `records` of (below), and damage is no fate. Nor is what the tailer
+cannot know: a file that was empty when its position was saved, and that a kubelet compressed while nobody could save or look."""
 
 
 def _contradictions(where: str, counts: dict[str, Any]) -> Iterator[str]:

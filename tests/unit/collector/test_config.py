@@ -155,6 +155,13 @@ def test_each_mistake_is_named_with_its_mend(text: str, expected: list[str]) -> 
         assert part in problem
 
 
+def test_a_type_that_several_other_kinds_have_is_not_sent_to_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {Kind.RECEIVER: {"in": "", "both": ""}, Kind.EXPORTER: {"out": "", "both": ""}, Kind.EXTENSION: {"ext": ""}}
+    monkeypatch.setattr("lockgate.collector.config.known", lambda kind: here.get(kind, {}))
+    (problem,) = problems_of(GOOD + "extensions: {both: }")
+    assert problem.endswith("unknown extension type both; known: ext (both is among the receivers and the exporters)")
+
+
 def test_a_cycle_through_connectors_is_named() -> None:
     text = """
 receivers: {in: }

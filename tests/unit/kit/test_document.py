@@ -119,6 +119,12 @@ EXPANSIONS = [
     pytest.param("$${NAME}", "${NAME}", id="escaped-reference"),
     pytest.param("$1", "$1", id="a-plain-dollar-stays"),
     pytest.param("${COLON}", "a: b", id="text-is-not-parsed-again"),
+    pytest.param("${NONE:-${NAME}}", "value", id="a-reference-as-default"),
+    pytest.param("x${NONE:-a${env:NONE:-b}c}y", "xabcy", id="defaults-in-defaults"),
+    pytest.param("${NAME:-${NONE}}", "value", id="a-default-that-is-not-needed-is-not-looked-at"),
+    pytest.param("${env:${NONE:-NAME}:-d}", "value", id="a-reference-as-name"),
+    pytest.param("^a{2}${NAME}$", "^a{2}value$", id="braces-of-a-regular-expression"),
+    pytest.param("'${open'", "${open", id="not-closed"),
 ]  # fmt: skip
 
 
@@ -127,6 +133,10 @@ def test_expansion(text: str, value: Any) -> None:
     document = parse(f"a: {text}", "f", EXPAND)
     assert document.value == {"a": value} and type(document.value["a"]) is type(value)
     assert document.warnings == []
+
+
+def test_references_without_end_are_text() -> None:
+    assert EXPAND("${NONE:-" * 5000)[0] == "${NONE:-" * 5000
 
 
 def test_an_unset_variable_reads_as_empty_with_a_warning_at_its_place() -> None:

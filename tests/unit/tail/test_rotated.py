@@ -174,6 +174,24 @@ def test_what_a_queue_lost_is_read_again_wherever_it_stands(bench: Bench, where:
     assert not any(entry.again for entry in bench.tailer.snapshot())
 
 
+def test_what_was_empty_when_saved_and_was_read_and_compressed_since_is_not_perhaps_lost(bench: Bench) -> None:
+    bench.write("0.log", "")
+    bench.read()
+    bench.saved = bench.tailer.snapshot()
+    bench.write("0.log", "one\n")
+    assert bench.read(1) == ["one"]
+    (entry,) = bench.tailer.snapshot()
+    bench.kill()
+    bench.durable = {entry.key: Ranges([(0, 4)])}
+    bench.write("0.log", "two\n")
+    bench.rename("0.log", rotated(1, ""))
+    bench.write("0.log", "new\n")
+    bench.write(rotated(1), gzip.compress((bench.directory / rotated(1, "")).read_bytes()))
+    bench.unlink(rotated(1, ""))
+    assert sorted(bench.read() + bench.read(1)) == ["new", "two"]
+    assert (bench.tailer.counts.unknown, bench.tailer.counts.gaps) == (0, 0)
+
+
 def test_what_was_given_back_is_remembered_until_it_was_taken_again(bench: Bench) -> None:
     bench.write("0.log", "one\ntwo\n")
     bench.read()
