@@ -1,4 +1,4 @@
-"""The chart in the images: its pods as rendered, under its policies as rendered, from the nodes' files to a TLS backend."""
+"""The chart in the images: its pods as rendered, under its policies as rendered, from the nodes' files and the API to a TLS backend."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Site:
 
     def say(self, text: str) -> None:
         """An event with this message, of the node's kubelet."""
-        said = event(text, "shop", message=text)
+        said = event(text.replace(" ", "-"), "shop", message=text)
         headers = {"Authorization": f"Bearer {KUBELET}", "Content-Type": "application/json"}
         post = urllib.request.Request(f"https://{API}/api/v1/namespaces/shop/events", json.dumps(said).encode(), headers)
         context = ssl.create_default_context(cadata=self.node.api_ca.decode())
@@ -363,7 +363,7 @@ def test_events_come_to_the_backend_once_each_also_those_from_while_no_pod_was_t
         site.say("when it is back")
         wait_until(lambda: {"while it is away", "when it is back"} <= site.arrived().keys(), 40, f"delivery; {list(role.reasons())}")
     said = ["while it runs", "while it is away", "when it is back"]
-    assert [body for body in site.backend.bodies() if body in said] == said
+    assert sorted(body for body in site.backend.bodies() if body in said) == sorted(said)
 
 
 def test_every_role_runs_with_the_values_that_the_security_document_shows(site: Site) -> None:

@@ -8,6 +8,7 @@ translated here fails the test. Not there: cgroups, so limits of CPU and memory 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -53,6 +54,7 @@ class Node:
 
 class Pod:
     """`with Pod(...) as pod:` runs the init containers to their end, then the container, ready; leaving stops it as a kubelet does.
+    Entered again, it is the StatefulSet's next pod: it has the same claims.
 
     `took` is how many seconds the container needed to be ready, the runtime's own among them.
     """
@@ -64,6 +66,7 @@ class Pod:
         self.name = f"{workload['metadata']['name']}-0"
         self.log = directory / "container.log"
         self._volumes: dict[str, Path] = {}
+        self._numbers = itertools.count()
         [self._settings] = self.spec["containers"]
         self.container: Container
         self.process: subprocess.Popen[bytes]
@@ -164,7 +167,7 @@ class Pod:
         environment = [f"{name}={value}" for name, value in self._environment(settings).items()]
         process, has_read_only_root = self._process(settings, own["User"], arguments, environment)
         return Container(
-            f"{self.name}-{settings['name']}-{self._directory.stat().st_ino}",
+            f"{self.name}-{settings['name']}-{self._directory.stat().st_ino}-{next(self._numbers)}",
             self._directory,
             image,
             process,
