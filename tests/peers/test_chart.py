@@ -3,13 +3,14 @@
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support import helm
+from support.backend import Backend
 from support.chart_values import CASES, SEED
 from support.helm import HELM, KUBECTL, Object, of_kind, pod, workloads
 from support.kube_apiserver import ApiServer
@@ -159,9 +160,15 @@ async def test_one_namespace_alone_is_asked_about(installed: Any) -> None:
 ROLES = ["logs-metadata", "metrics-metadata", "traces", "events"]
 
 
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    with Backend() as it:
+        yield it
+
+
 @pytest.mark.parametrize(("role", "namespaced"), [*((role, False) for role in ROLES), ("logs-metadata", True), ("events", True)])
 async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lost(
-    installed: Any, tmp_path: Path, role: str, namespaced: bool
+    installed: Any, backend: Backend, tmp_path: Path, role: str, namespaced: bool
 ) -> None:
     namespace = f"chart-run-{role}-{'one' if namespaced else 'all'}"
     chart: Installed = await installed({"rbac": {"namespace": namespace if namespaced else ""}}, namespace)
@@ -179,7 +186,7 @@ async def test_each_role_runs_with_its_own_token_and_says_which_permission_it_lo
     for protocol in configuration["receivers"].get("otlp", {"protocols": {}})["protocols"].values():
         protocol["endpoint"] = f"127.0.0.1:{free_port()}"
     (tmp_path / "token").write_text(await chart.token(workload))
-    environment = {"LOCKGATE_BACKEND_URL": "http://127.0.0.1:9/receiver"}
+    environment = {"LOCKGATE_BACKEND_URL": backend.url}  # the server makes events of its own, which must not be what blocks
     async with Role(tmp_path / "with", json.dumps(configuration), environment) as running:
         await until(lambda: "everything has started" in running.log.read_text(), 20, "everything has started")
         assert await asyncio.to_thread(running.get, "/ready") == (200, {"ready": True, "blocked": []})
