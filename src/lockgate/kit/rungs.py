@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 UID = 10001
 """The chart's user, and the group of that number."""
@@ -39,6 +40,14 @@ class Rung(enum.IntEnum):
     """Uid 0 that may read everything: CAP_DAC_READ_SEARCH."""
 
 
+class Status(NamedTuple):
+    """What counts here of stat(2), in a tenth of the memory."""
+
+    st_mode: int
+    st_uid: int
+    st_gid: int
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Whom the kernel sees when a file is opened."""
@@ -49,7 +58,7 @@ class Identity:
     reads_all: bool = False
     """Whether CAP_DAC_READ_SEARCH or CAP_DAC_OVERRIDE is effective."""
 
-    def may(self, status: os.stat_result, wanted: int) -> bool:
+    def may(self, status: Status, wanted: int) -> bool:
         """Whether mode, owner and group let this one; `wanted` is R_OK, X_OK or both."""
         if self.reads_all:
             return True
@@ -119,8 +128,13 @@ class Step:
     """One directory that must be entered, or what is read at the end of the way."""
 
     path: str
-    status: os.stat_result
+    status: Status
     wanted: int
+
+    @classmethod
+    def at(cls, path: str, wanted: int) -> Step:
+        found = os.stat(path)
+        return cls(path, Status(found.st_mode, found.st_uid, found.st_gid), wanted)
 
     def __str__(self) -> str:
         return f"{self.path} is mode {stat.filemode(self.status.st_mode)}, owner uid {self.status.st_uid}, gid {self.status.st_gid}"
@@ -135,7 +149,7 @@ class Way:
     """False where something in the way hides what lies behind it."""
 
     @classmethod
-    def to(cls, path: str, status: Callable[[str], os.stat_result] = os.stat) -> Way:
+    def to(cls, path: str, step: Callable[[str, int], Step] = Step.at) -> Way:
         """The way to this path, and on to where its links lead. A directory is entered and listed at its end, a file read."""
         path = os.path.abspath(path)
         real = os.path.realpath(path)
@@ -144,11 +158,18 @@ class Way:
             directories = _down_to(os.path.dirname(path))
             if real != path:
                 directories = tuple(dict.fromkeys(directories + _down_to(os.path.dirname(real))))
-            steps.extend(Step(each, status(each), os.X_OK) for each in directories)
-            end = status(real)
+            steps.extend(step(each, os.X_OK) for each in directories)
+            end = step(real, os.R_OK)
+            if stat.S_ISDIR(end.status.st_mode):
+                end = step(real, os.R_OK | os.X_OK)
         except OSError:
             return cls(tuple(steps), is_whole=False)
-        return cls((*steps, Step(real, end, os.R_OK | os.X_OK if stat.S_ISDIR(end.st_mode) else os.R_OK)), is_whole=True)
+        return cls((*steps, end), is_whole=True)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for ways that the same may go."""
+        return (self.is_whole, *((step.status, step.wanted) for step in self.steps))
 
     def barrier(self, who: Identity) -> Step | None:
         """The first step that these may not take."""

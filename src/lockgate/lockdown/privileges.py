@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from lockgate.kit.rungs import Grant, Identity, Process, Rung, Way, best, least
+from lockgate.kit.rungs import Grant, Identity, Process, Rung, Step, Way, best, least
 from lockgate.kit.unreadable import REFUSED_ELSEWHERE, describe_unreadable, describe_unwritable
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need, Tried, Write
 
@@ -145,14 +145,16 @@ class Privileges:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Seen:
-    """What was tried, and what stands in the way to it."""
+    """What was tried and is alike: the first of it, how much it is, and what stands in the way to it. A node's files are of few kinds."""
 
     tried: Tried
     way: Way
     is_elsewhere: bool
     """Whether the kernel refuses what mode and owner would let this process do: then no rung helps."""
+    has_access_list: bool
+    count: int = 0
 
     @property
     def hides(self) -> bool:
@@ -168,16 +170,29 @@ class _Seen:
 def look(components: Iterable[ComponentSettings], needs: Iterable[Need]) -> Privileges:
     """Tries, and looks at the directories that are written to. Blocks: for a thread."""
     process, needs = Process.here(), list(needs)
-    taken = [list(islice(settings.try_reading(), MAX_PATHS + 1)) for settings in components]
-    status = functools.cache(os.stat)  # a thousand files have few directories
-    seen: list[_Seen] = []
+    step = functools.lru_cache(256)(Step.at)  # ways have most of their directories in common
+    kinds: dict[object, _Seen] = {}
     missing: list[str] = []
-    for tried in (each for several in taken for each in several[:MAX_PATHS]):
-        if isinstance(tried.error, FileNotFoundError):
-            missing.append(tried.path)
-            continue
-        way = Way.to(tried.path, status)
-        seen.append(_Seen(tried, way, tried.error is not None and way.is_whole and not way.barrier(process.identity)))
+    unreadable: list[str] = []
+    is_all = True
+    for settings in components:
+        for number, tried in enumerate(settings.try_reading()):
+            if number == MAX_PATHS:
+                is_all = False
+                break
+            if isinstance(tried.error, FileNotFoundError):
+                missing.append(tried.path)
+                continue
+            if tried.error is not None and len(unreadable) < _MAX_NAMED:
+                unreadable.append(describe_unreadable(tried.path, tried.error))
+            way = Way.to(tried.path, step)
+            has_access_list = bool(way.steps) and _has_access_list(way.steps[-1].path)
+            kind = (tried.is_directory, tried.error is None, way.kind, has_access_list)
+            if kind not in kinds:
+                is_elsewhere = tried.error is not None and way.is_whole and not way.barrier(process.identity)
+                kinds[kind] = _Seen(tried, way, is_elsewhere, has_access_list)
+            kinds[kind].count += 1
+    seen = list(kinds.values())
     ways = [each.way for each in seen if not each.is_elsewhere]
     grant = least(ways, process)
 
@@ -188,14 +203,13 @@ def look(components: Iterable[ComponentSettings], needs: Iterable[Need]) -> Priv
         return Standing(rung.name.lower(), tuple(sorted(groups)), *_holds(process, rung, groups), reads)
 
     verdict, advice = _judge(process, grant, seen, needs)
-    closed = ((each.tried.path, each.tried.error) for each in seen if each.tried.error is not None)
     return Privileges(
         process,
         found=_reach(seen, process),
         reads=_reach(seen, process, process.identity),
-        is_all=all(len(several) <= MAX_PATHS for several in taken),
+        is_all=is_all,
         missing=tuple(missing),
-        unreadable=tuple(describe_unreadable(path, error) for path, error in islice(closed, _MAX_NAMED)),
+        unreadable=tuple(unreadable),
         standings=tuple(map(standing, Rung)),
         least=grant,
         verdict=verdict,
@@ -206,8 +220,11 @@ def look(components: Iterable[ComponentSettings], needs: Iterable[Need]) -> Priv
 
 def _reach(seen: Iterable[_Seen], process: Process, who: Identity | None = None) -> Reach:
     """How much of it these read; without any, all of it."""
-    kinds = [each.tried.is_directory for each in seen if who is None or each.is_read_by(who, process)]
-    return Reach(kinds.count(False), kinds.count(True))
+    found = {False: 0, True: 0}
+    for each in seen:
+        if who is None or each.is_read_by(who, process):
+            found[each.tried.is_directory] += each.count
+    return Reach(found[False], found[True])
 
 
 def _holds(process: Process, rung: Rung, groups: frozenset[int]) -> tuple[bool, str]:
@@ -231,19 +248,18 @@ def _judge(process: Process, grant: Grant, seen: list[_Seen], needs: Iterable[Ne
     if not seen:
         return "nothing to read", tuple(_unused(process, set(), needs))
     if closed := [each for each in seen if each.tried.error is not None]:
-        directories = sum(each.tried.is_directory for each in closed)
-        example = closed[0].tried.path
-        lost = f"{len(closed) - directories} files and {directories} directories cannot be read, such as {example}"
+        lost = _reach(closed, process)
+        said = f"{lost.files} files and {lost.directories} directories cannot be read, such as {closed[0].tried.path}"
         if all(each.is_elsewhere for each in closed):
-            return "refused elsewhere", (lost, REFUSED_ELSEWHERE)
+            return "refused elsewhere", (said, REFUSED_ELSEWHERE)
         hidden = " at least, as what lies behind that cannot be seen from here" if any(each.hides for each in closed) else ""
-        return "too little", (lost, f"it takes {grant}{hidden}: {', '.join(grant.values)}")
+        return "too little", (said, f"it takes {grant}{hidden}: {', '.join(grant.values)}")
     more: list[str] = []
     if process.rung > grant.rung:
         more.append(f"{grant} would read as much: {', '.join(grant.values)}")
     elif process.rung is Rung.GROUP and (idle := sorted(process.extra_groups - grant.groups)):
         more.append(f"nothing that was found is read by way of group {', '.join(map(str, idle))}")
-    if more and any(_has_access_list(each.way.steps[-1].path) for each in seen):
+    if more and any(each.has_access_list for each in seen):
         more.append("some of it has access control lists, which are not computed: try it on one node first")
     more += _unused(process, {"DAC_READ_SEARCH"} if grant.rung is Rung.CAPABILITY else set(), needs)
     return ("more than needed", tuple(more)) if more else ("enough", ())
