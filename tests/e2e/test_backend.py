@@ -9,7 +9,8 @@ from pathlib import Path
 
 import aiohttp
 from support.otlp import log_batch, span_batch
-from support.programs import free_port, running
+from support.process import free_port
+from support.programs import running
 
 CONFIGURATION = """
 receivers:

@@ -1,8 +1,10 @@
 """A role as a process of its own, as a user runs it: `lockgate run --config FILE`."""
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,17 +18,21 @@ from types import TracebackType
 from typing import Any, Self
 
 _given: set[int] = set()
+_chance = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now, and that was not given before: what is to listen on it may not have begun."""
+    """A loopback port that nobody listens on now, and that was not given before: what is to listen on it may not have begun.
+
+    None that the kernel gives to connections (from 32768 on, ip(7)): until it is listened on, somebody else's could take it.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given:
-            _given.add(port)
-            return port
+        port = _chance.randrange(10_240, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def lockgate(*arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":

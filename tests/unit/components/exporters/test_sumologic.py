@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import ValidationError
 from support import FakeHost, Sink, context
 from support.otlp import NANO, log_batch, made, metric_request, set_attributes, span_batch
-from support.programs import free_port
+from support.process import free_port
 
 from lockgate.batch import Batch, Signal, merge
 from lockgate.components.exporters.sumologic.exporter import SumologicExporter, SumologicSettings
