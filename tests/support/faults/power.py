@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockgate.kit.ranges import Ranges
+from lockgate.sending.notes import Share
+from lockgate.sending.segments import Journal
 from support.backend import Backend, bodies_of
 from support.faults import Figures, queues, trace
 from support.faults.trace import Event
@@ -259,6 +261,7 @@ def play(directory: Path, seed: int, *, states: int, batches: int = 120, ignores
             "lost",
             "invented",
             "broken",
+            "ledger_faults",
         ),
         0,
     )
@@ -318,4 +321,23 @@ def _check(state: Path, run: Recording, acknowledged: set[str], delivered: set[s
             faults.append(f"not to be read again, and gone: {sorted(lost)[:5]}")
         in_queue = {body for id in found.batches for body in run.bodies.get(id, ()) if body.startswith("line ")}
         figures["to_be_repeated"] += len(in_queue - lines)
+    faults += (wrong := _ledger_faults(journal, found))
+    figures["ledger_faults"] += len(wrong)
     return faults + queues.goes_on(state, journal, found)
+
+
+def _ledger_faults(journal: Journal, found: queues.Found) -> list[str]:
+    """What the ledger calls pending is what the queue holds, of the file and of clients; and each line of the file became a record."""
+    bodies = [body for batch in found.batches.values() for body in bodies_of(batch.copy_message())]
+    of_file = sum(body.startswith("line ") for body in bodies)
+    faults = []
+    for owner, waiting in ((queues.RECEIVER, of_file), ("", len(bodies) - of_file)):
+        account = journal.knowledge.total(owner)
+        share = account.shares.get(queues.READER, Share())
+        if share.pending != waiting:
+            faults.append(f"the ledger says {share.pending} records of {owner or 'clients'} are pending, and the queue holds {waiting}")
+        if owner and not account.lines == account.records == share.queued - share.damaged:
+            faults.append(
+                f"the ledger says {account.lines} lines, {account.records} records, {share.queued - share.damaged} of them queued"
+            )
+    return faults
