@@ -124,8 +124,9 @@ def test_logs_reach_the_backend_under_the_policies_and_not_when_they_deny_everyt
         records = [f"--address=/{name}/{address}" for name, address in names.items()]
         network.start("dns", ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", *records], output)
         lockgate = [sys.executable, "-P", "-m", "lockgate.cli.main"]
-        state = tmp_path / "backend"
-        common = {"LOCKGATE_HOST": "0.0.0.0", "LOCKGATE_LOG_ROOT": str(tmp_path / "pods")}
+        state, pods = tmp_path / "backend", tmp_path / "pods"
+        pods.mkdir()  # as on any node: what is not there at start, the agent's sandbox keeps closed
+        common = {"LOCKGATE_HOST": "0.0.0.0", "LOCKGATE_LOG_ROOT": str(pods)}
         backend = {**common, "LOCKGATE_BACKEND_PORT": "443", "LOCKGATE_STATE": str(state)}
         network.start("backend", [*lockgate, "run", "--config", "backend"], output, backend)
         sample = [*lockgate, "run", "--config", "sample", "--set", "extensions.sample_cluster.endpoint=0.0.0.0:6443"]
