@@ -9,6 +9,7 @@ which feeds the senders of all its exporters.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ S = TypeVar("S", bound=SendingSettings)
 
 WEIGHTS: dict[str, Weigh] = {"requests": lambda _: 1, "items": lambda batch: batch.count, "bytes": lambda batch: len(batch.payload)}
 
+
+_KINDS = 16
+"""Kinds of losses told within ten seconds; a guess: servers have two or three."""
+_VARIABLE = re.compile(r"(?<!\S)(?![45]\d\d\b)\S*\d\S*")
+"""What of a reason may differ each time (a time, an id, a count), and not which status it was."""
 
 MAX_MERGED = 180
 """Batches merged into a request: so many ids fit into one header."""
@@ -80,6 +86,7 @@ class QueuedExporter(Exporter[S]):
         self._progress = context.clock.monotonic()
         """When something was settled, or nothing waited."""
         self._sometimes = Sometimes(context.clock)
+        self._losses = Sometimes(context.clock, keys=_KINDS)
         self._counters: dict[tuple[str, Signal], Series] = {}
         if queue.enabled:
             metrics, id = context.metrics, context.id
@@ -385,7 +392,8 @@ class QueuedExporter(Exporter[S]):
 
     def _lost(self, batch: Batch, reason: str, records: int) -> None:
         self.count("send_failed", batch, records)
-        if (kept_back := self._sometimes.now(("lost", batch.signal))) is not None:
+        # A new kind of loss is told at once, whatever was told before.
+        if (kept_back := self._losses.now((batch.signal, _VARIABLE.sub("", reason[:500])))) is not None:
             self.log.error("%d %s were refused for good: %s%s", records, batch.signal.items, reason, _kept_back(kept_back))
 
     def count(self, event: str, batch: Batch, amount: int | None = None) -> None:
