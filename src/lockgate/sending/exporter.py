@@ -73,6 +73,8 @@ class QueuedExporter(Exporter[S]):
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._is_broken_off = False
+        """Whether the stop ran out of time: an attempt that fails from here on failed because of that."""
         self._gave_up: Retryable | None = None
         self._failing_since: float | None = None
         self._tried = float("-inf")
@@ -190,12 +192,27 @@ class QueuedExporter(Exporter[S]):
             while self._busy or (self._memory is not None and self._memory.size):
                 self._changed.clear()
                 await self._changed.wait()
+        except asyncio.CancelledError:
+            self._is_broken_off = True
+            self._tell_broken_off()
+            raise
         finally:
             try:
                 while (entry := self.inbox.take_more(lambda _: True)) is not None:
                     entry.release(Retryable(f"{self.context.id} was stopped before this was sent"))
             finally:
                 await self._held.__aexit__(None, None, None)
+
+    def _tell_broken_off(self) -> None:
+        what = f"{self._busy} request{'s' if self._busy != 1 else ''}"
+        if self.custody is Custody.DURABLE:
+            self.log.warning("stopping broke off what was under way (%s): it stays on disk, and is sent after the next start", what)
+        else:
+            self.log.error(
+                "stopping broke off what was under way (%s): it was not acknowledged, and is lost where its sender cannot send it again; "
+                "raise service.shutdown_timeout, or give the sending_queue a storage",
+                what,
+            )
 
     async def _work(self) -> None:
         while self._memory is not None or not self._stopping.is_set():
@@ -324,6 +341,8 @@ class QueuedExporter(Exporter[S]):
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:
+                if self._is_broken_off:
+                    raise Retryable(f"stopping {self.context.id} broke off the request") from refusal
                 wait = max(next(waits), refusal.after or 0.0)
                 self._held_up(refusal, wait)
                 if self._stopping.is_set():
