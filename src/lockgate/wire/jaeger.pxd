@@ -23,7 +23,7 @@ cdef class _Span:
 
     @cython.locals(tags=dict, out=list, kind=int, type="unsigned long long", high="unsigned long long", low="unsigned long long", id="unsigned long long")
     cdef bytes encoded(self)
-    @cython.locals(followed=Py_ssize_t, number=Py_ssize_t, type="unsigned long long", high="unsigned long long", low="unsigned long long", id="unsigned long long")
+    @cython.locals(followed="unsigned long long", is_followed=bint, type="unsigned long long", high="unsigned long long", low="unsigned long long", id="unsigned long long")
     cdef unsigned long long inferred_parent(self) except? 987654321
     @cython.locals(tags=dict, code=int, is_given=bint, out=bytes)
     cdef bytes status(self, int kind)

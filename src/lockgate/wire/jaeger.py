@@ -603,19 +603,18 @@ class _Span:
 
     def inferred_parent(self) -> int:
         """Of references to the same trace the first CHILD_OF, else the first FOLLOWS_FROM."""
-        followed = -1
-        number = 0
+        followed = 0
+        is_followed = False
         for type, high, low, id in self.references:
             if high == self.high and low == self.low:
                 if type == 0:
                     return id
-                if type == 1 and followed < 0:
-                    followed = number
-            number += 1
-        return self.references[followed][3] if followed >= 0 else 0
+                if type == 1 and not is_followed:
+                    followed, is_followed = id, True
+        return followed
 
     def status(self, kind: int) -> bytes:
-        """An encoded Status, of tags that it takes away: `error`, else `otel.status_code`, else what `http.status_code` says of the kind."""
+        """An encoded Status of the tags `error`, else `otel.status_code` (which it takes away), else of what `http.status_code` says."""
         tags = self.tags
         code = 0
         message: bytes | None = None
