@@ -67,7 +67,8 @@ def test_every_sample_becomes_the_data_point_that_the_twin_makes(series_forms: l
 
 @settings(max_examples=600, deadline=None)
 @given(
-    mutated(messages().map(lambda request: request.SerializeToString()), [b"\x0a", b"\x2a\x00", b"\xff\xff\xff\xff\x0f"]),
+    st.binary(max_size=200)
+    | mutated(messages().map(lambda request: request.SerializeToString()), [b"\x0a", b"\x2a\x00", b"\xff\xff\xff\xff\x0f"]),
     st.sampled_from([1, 2]),
 )
 def test_damaged_requests_are_translated_or_refused_alike_in_both_forms(series_forms: list[ModuleType], body: bytes, version: int) -> None:
