@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import cramjam
 
+from lockgate.collector.memory import tune_memory
 from lockgate.net.compression import decompress
 from lockgate.wire import series
 from lockgate.wire.protobuf import delimited, varint
@@ -62,6 +63,7 @@ def body(version: int) -> bytes:
 
 
 def main(seconds: float) -> None:
+    tune_memory()  # as the program does
     bodies = {version: body(version) for version in (1, 2)}
     for version, compressed in bodies.items():
         families, runs, begin = Families(), 0, time.process_time()
