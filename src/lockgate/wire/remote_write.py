@@ -91,13 +91,15 @@ class Families:
 
     def head(self, name: bytes) -> tuple[bytes, int]:
         """As `_head`, for a series of this name."""
-        if (head := self._heads.get(name)) is None:
+        if (head := self._heads.get(name)) is not None:
+            return head
+        with self._lock:
             head = _head(name, *self._of(name))
             if len(name) <= _LONG:
                 if len(self._heads) >= _MOST_FAMILIES:
                     self._heads.clear()
                 self._heads[name] = head
-        return head
+            return head
 
     def _of(self, name: bytes) -> tuple[int, bytes, bytes]:
         for suffix in (b"", *_SUFFIXES):

@@ -30,7 +30,7 @@ cdef class Scan:
     cdef Py_ssize_t labels_from, labels_to, attributes_size
     cdef int count, name, job, instance, flags, kind, help, unit
     cdef int[::1] key, key_size, text, text_size
-    cdef long long points, late, histograms, exemplars
+    cdef long long points, late, histograms, exemplars, messages
     cdef unsigned long long created
     cdef bint is_astray, is_large, is_valid  # the last: as far as series are not refused, their labels are known to be UTF-8
     # The sample.

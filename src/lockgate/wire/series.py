@@ -25,6 +25,8 @@ compiled: bool = cython.compiled
 
 MOST_SERIES, MOST_SYMBOLS, MOST_LABELS = 1 << 18, 1 << 20, 256
 """What there is memory for whatever the samples are; Prometheus sends some thousands of series, and some 20 labels each."""
+MOST_MESSAGES = 1 << 21
+"""Data points, attributes and values, beyond which no receiver of ours would take what is written here (otlp.py)."""
 _LATEST_MS = 9223372036854  # in 2262: what nanoseconds count to in 63 bits
 _MOST_PROBES = 64  # so that labels made to collide cost no more than this; they stand in several groups then
 _ROW = 8
@@ -74,6 +76,7 @@ class Scan:
         """Where the first series with something refused stands, and why."""
         self.accepted = self.lost_exemplars = 0
         """Samples in series that are not refused, and exemplars in those that are."""
+        self.messages = 0
         self.symbols = 0
         self.mask = self.tag = self.wire = self.content = self.number = self.where = 0
         self.labels_from = self.labels_to = self.count = self.created = 0
@@ -521,6 +524,7 @@ class Scan:
                 self.row[row + 4] = -1
             else:
                 self.accepted += self.points
+                self.messages += self.points * (1 + 2 * self.count) + 4
                 self.row[row + 4] = self.resource()
                 self.row[row + 5] = self.metric()
                 if size > 0x7FFFFFFF:
@@ -764,6 +768,8 @@ def scan(payload: bytes, version: int) -> Scan:
         work.allocate()
         with cython.nogil:
             ok = work.each_series()
+    if ok and work.messages > MOST_MESSAGES:
+        raise DecodeError(f"more than {MOST_MESSAGES} data points, attributes and values; send smaller requests")
     if not ok:
         what = "prometheus.WriteRequest" if version == 1 else "io.prometheus.write.v2.Request"
         raise DecodeError(f"not a {what}: malformed at byte {work.where} of {len(payload)}")

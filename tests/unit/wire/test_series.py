@@ -116,6 +116,15 @@ def test_more_series_than_there_is_memory_for_are_refused(series_forms: list[Mod
             form.scan(b"\x0a\x00" * (series.MOST_SERIES + 1), 1)
 
 
+def test_a_request_that_no_receiver_behind_would_take_is_refused(series_forms: list[ModuleType]) -> None:
+    request = Request()
+    series_of_one = add_series(request, labels(name="x", a="b", c="d"))
+    for number in range(300_000):  # 7 messages each: more than OTLP's receivers take
+        series_of_one.samples.add(value=1.0, timestamp=number)
+    with pytest.raises(DecodeError, match="send smaller requests"):
+        series_forms[0].scan(request.SerializeToString(), 2)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_series_of_too_many_labels_is_refused_alone(series_forms: list[ModuleType], version: int) -> None:
     request = WriteRequest() if version == 1 else Request()

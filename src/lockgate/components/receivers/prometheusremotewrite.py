@@ -41,6 +41,10 @@ class PrometheusRemoteWriteSettings(HttpServerSettings):
     """A client that still waits for its acknowledgement after so long is asked to try again (503). Prometheus itself waits for
     `remote_timeout`, by default 30 s, and sends again what it has no answer for."""
 
+    @property
+    def purpose(self) -> str:
+        return "Prometheus remote write"
+
 
 class _Taken(NamedTuple):
     """A request, translated."""
@@ -61,7 +65,7 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
 
     def __init__(self, settings: PrometheusRemoteWriteSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self._server = HttpServer(settings, context, self._serve, self._note_refused)
+        self.server = HttpServer(settings, context, self._serve, self._note_refused)
         self._intake = Intake(self, self._count_refused, settings.ack_timeout)
         self._families = Families()
         self._sometimes = Sometimes(context.clock)
@@ -73,15 +77,15 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
         )
 
     async def start(self) -> None:
-        await self._server.start()
+        await self.server.start()
 
     async def stop(self) -> None:
-        await self._server.stop()
+        await self.server.stop()
 
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        return self._server.port
+        return self.server.port
 
     def _count_refused(self, batch: Batch, transport: str) -> None:
         """For what `emit` was not allowed to finish."""
@@ -92,7 +96,7 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
         version = 1
         try:
             version = _version(request)
-            async with self._server.body(request, lambda body: self._translate(body, version)) as (translation, batch_id):
+            async with self.server.body(request, lambda body: self._translate(body, version)) as (translation, batch_id):
                 await self._take(request, translation, batch_id)
             written = translation
             if translation.reason:
@@ -119,7 +123,7 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
         """Returns when what is good of the request is acknowledged."""
         count = translation.samples + translation.histograms
         # The bytes that came are held already; what they became is several times as much.
-        with self._server.working(len(translation.payload)):
+        with self.server.working(len(translation.payload)):
             await self._intake.hand_on(
                 [Batch(Signal.METRICS, translation.payload, count, batch_id, client_address(request.remote))], self.transport
             )
@@ -148,7 +152,8 @@ def _version(request: BaseRequest) -> int:
         raise HttpRefusal(404, "nothing is served at this path; send remote write to /api/v1/write")
     if request.method != hdrs.METH_POST:
         raise HttpRefusal(405, f"{request.method} is not remote write; use POST")
-    # Without the header it is 1.0 (as for Prometheus): clients older than the specification have none.
+    # This header alone says it; X-Prometheus-Remote-Write-Version is of the protocol, and for people. Without it, it is 1.0 (as for
+    # Prometheus): clients older than the specification have none.
     media, *parameters = request.headers.get(hdrs.CONTENT_TYPE, "application/x-protobuf").split(";")
     named = {key.strip().lower(): value.strip().strip('"') for key, _, value in (each.partition("=") for each in parameters)}
     proto = named.get("proto", "prometheus.WriteRequest")
