@@ -15,9 +15,8 @@ from aiohttp.web_response import Response
 from pydantic import Field
 
 from lockgate.batch import Batch, Signal
-from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.units import Duration
-from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, refused
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals, refused
 from lockgate.net.intake import Intake
 from lockgate.net.otlp_http import client_address
 from lockgate.pipeline.contract import Context, Receiver, component
@@ -65,10 +64,10 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
 
     def __init__(self, settings: PrometheusRemoteWriteSettings, context: Context) -> None:
         super().__init__(settings, context)
+        self._note_refused = Refusals(context)
         self.server = HttpServer(settings, context, self._serve, self._note_refused)
         self._intake = Intake(self, self._count_refused, settings.ack_timeout)
         self._families = Families()
-        self._sometimes = Sometimes(context.clock)
         self._lost_exemplars = context.metrics.counter(
             "lockgate_receiver_dropped_exemplars",
             "exemplars whose sample did not come in the same request",
@@ -131,19 +130,6 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
             self._count(Signal.METRICS, "refused", self.transport).add(translation.refused)
         if translation.lost_exemplars:
             self._lost_exemplars.add(translation.lost_exemplars)
-
-    def _note_refused(self, request: BaseRequest, refusal: HttpRefusal) -> None:
-        """Counts a refused request, and logs it now and then."""
-        self.context.metrics.counter(
-            "lockgate_receiver_refused_requests",
-            "requests answered with an error, by status",
-            receiver=self.context.id,
-            transport=self.transport,
-            status=str(refusal.status),
-        ).add()
-        if refusal.status < 500 and (kept_back := self._sometimes.now(refusal.status)) is not None:
-            more = f" ({kept_back} more like this were not logged)" if kept_back else ""
-            self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 
 
 def _version(request: BaseRequest) -> int:
