@@ -21,6 +21,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "jaeger": "jaeger:JaegerReceiver",
         "journald": "journald:JournaldReceiver",
         "otlp": "otlp:OtlpReceiver",
+        "prometheusremotewrite": "prometheusremotewrite:PrometheusRemoteWriteReceiver",
         "raw_k8s_events": "raw_k8s_events:RawK8sEventsReceiver",
         "sumologic": "sumologic:SumologicReceiver",
     },
