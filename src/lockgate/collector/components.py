@@ -19,6 +19,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "filelog": "filelog:FilelogReceiver",
         "fluentforward": "fluentforward:FluentForwardReceiver",
         "journald": "journald:JournaldReceiver",
+        "opencensus": "opencensus:OpenCensusReceiver",
         "otlp": "otlp:OtlpReceiver",
         "raw_k8s_events": "raw_k8s_events:RawK8sEventsReceiver",
         "sumologic": "sumologic:SumologicReceiver",
