@@ -537,7 +537,8 @@ class _Connection(Handler):
         self._server.requests -= 1
         task = self._tasks.pop(stream)
         if not task.cancelled():
-            self._resets = max(0, self._resets - 1)
+            if not (isinstance(stream, BoundedStream) and stream.was_cut):
+                self._resets = max(0, self._resets - 1)
             if (error := task.exception()) is not None:
                 self._server.context.logger.error("a bug: cannot answer %s", self._peer, exc_info=error)
         self._idle()
