@@ -1,6 +1,8 @@
 """Directories that come after the start, or are made anew: a confined role ends in order, and reads them after that."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,7 +35,7 @@ class SoonerRole(Role):
     """As `Role`, but what takes it minutes takes a second."""
 
     def command(self) -> list[str]:
-        return [sys.executable, "-P", "-c", SOONER, "run", *self.configs]
+        return [*self.prefix, sys.executable, "-P", "-c", SOONER, "run", *self.configs]
 
 
 def config(directory: Path, logs: Path, url: str, sandbox: str = "best-effort") -> str:
@@ -83,6 +85,27 @@ def test_a_directory_deleted_and_made_anew_ends_the_role_and_what_was_there_befo
             assert f"{logs} (log files) is another one than at start" in role.log.read_text()
         with SoonerRole(tmp_path / "role", text):
             wait_until(lambda: backend.bodies() == ["three", "four", "five"], what="what is in the new directory")
+
+
+@needs_landlock
+@pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0, reason="cannot mount"
+)
+def test_a_mounted_directory_deleted_and_made_anew_on_the_node_is_mounted_and_read_by_the_next_start(tmp_path: Path) -> None:
+    """As of a pod's hostPath: the container keeps what was deleted, and never sees what is there instead."""
+    node, logs = tmp_path / "node", tmp_path / "logs"
+    logs.mkdir()
+    write(node)
+    in_a_pod = ("unshare", "-m", "sh", "-c", f'mount --bind {node} {logs} && exec "$@"', "sh")
+    with Backend() as backend:
+        text = config(tmp_path, logs, backend.url)
+        with SoonerRole(tmp_path / "role", text, prefix=in_a_pod) as role:
+            shutil.rmtree(node)
+            write(node, "one")
+            assert role.process.wait(60) == RESTART_STATUS
+            assert f"{logs} (log files) was deleted and is only still mounted here" in role.log.read_text()
+        with SoonerRole(tmp_path / "role", text, prefix=in_a_pod):
+            wait_until(lambda: backend.bodies() == ["one"], what="what is there instead")
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["missing", "made-anew"])
