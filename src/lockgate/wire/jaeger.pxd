@@ -1,7 +1,7 @@
 # The C types of jaeger.py, for its compiled form. Locals not named have the types that follow from these (infer_types).
 
 cimport cython
-from lockgate.wire.memory cimport Bytes, attribute, big64, field, is_utf8, little64, varint
+from lockgate.wire.memory cimport Bytes, attribute, big64, cut, field, fixed64, is_utf8, varint
 from lockgate.wire.thrift cimport Reader
 
 cdef unsigned long long _UNSIGNED64

@@ -19,7 +19,7 @@ import cython
 from lockgate.wire.protobuf import DecodeError, key_values
 
 if not cython.compiled:  # jaeger.pxd has the compiled ones
-    from lockgate.wire.memory import attribute, big64, field, is_utf8, little64, varint
+    from lockgate.wire.memory import attribute, big64, cut, field, fixed64, is_utf8, varint
     from lockgate.wire.thrift import Reader
 
 compiled: bool = cython.compiled
@@ -261,11 +261,11 @@ class _Thrift:
         if type == 0:
             found[key] = text
         elif type == 1:
-            found[key] = b"\x21" + little64(bits)
+            found[key] = fixed64(0x21, bits)
         elif type == 2:
             found[key] = b"\x10\x01" if truth else b"\x10\x00"
         elif type == 3:
-            found[key] = b"\x18" + varint(number)
+            found[key] = varint(0x18, number)
         elif type == 4:
             found[key] = binary
         else:
@@ -452,9 +452,9 @@ class _Protobuf:
         elif type == 1:
             found[key] = b"\x10\x01" if truth else b"\x10\x00"
         elif type == 2:
-            found[key] = b"\x18" + varint(number)
+            found[key] = varint(0x18, number)
         elif type == 3:
-            found[key] = b"\x21" + little64(bits)
+            found[key] = fixed64(0x21, bits)
         elif type == 4:
             found[key] = binary
         else:
@@ -516,10 +516,10 @@ class _Protobuf:
         return number
 
     def content(self, end: int) -> bytes:
-        start, stop = self.at, self.stop(end)
+        stop = self.stop(end)
         start = self.at
         self.at = stop
-        return self.data[start:stop]
+        return cut(self.src, start, stop - start)
 
     def stop(self, end: int) -> int:
         """Where a delimited field ends, whose content begins at `at` then."""
@@ -587,12 +587,12 @@ class _Span:
         if tags:
             if (given := tags.pop(b"span.kind", None)) is not None:
                 kind = _KINDS.get(_string(0, given), 0)
-                out.append(b"\x30" + varint(kind))
+                out.append(varint(0x30, kind))
             status = self.status(kind)
             if status:
                 out.append(field(0x7A, status))
-        out.append(b"\x39" + little64(self.start))
-        out.append(b"\x41" + little64(self.end))
+        out.append(fixed64(0x39, self.start))
+        out.append(fixed64(0x41, self.end))
         out.append(_attributes(0x4A, tags))
         out += self.events
         for type, high, low, id in self.references:
@@ -635,7 +635,7 @@ class _Span:
                 return b""
             message = tags.get(b"http.status_message")
         out = b"" if message is None else _string(0x12, message)
-        return out + b"\x18" + varint(code) if code else out
+        return out + varint(0x18, code) if code else out
 
 
 def _resource(service: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -653,7 +653,7 @@ def _resource(service: bytes, tags: dict[bytes, bytes]) -> bytes:
 
 def _event(time: int, fields: dict[bytes, bytes]) -> bytes:
     """An encoded Event, as a field of a span."""
-    out = b"\x09" + little64(time)
+    out = fixed64(0x09, time)
     if (name := fields.pop(b"event", None)) is not None:
         out += _string(0x12, name)
     return field(0x5A, out + _attributes(0x1A, fields))
@@ -691,7 +691,7 @@ def _string(tag: int, value: bytes) -> bytes:
     else:
         while value[start] > 127:
             start += 1
-        text = value[start + 1 :]
+        text = cut(value, start + 1, len(value) - start - 1)
     return field(tag, text) if tag else text
 
 
