@@ -56,7 +56,7 @@ cdef class _Thrift:
 cdef class _Protobuf:
     cdef bytes data, process_raw
     cdef Bytes src
-    cdef Py_ssize_t size, at, values
+    cdef Py_ssize_t size, at, values, scopes
     cdef unsigned long long low
     cdef bint has_process
     cdef dict groups
@@ -69,7 +69,7 @@ cdef class _Protobuf:
     cdef bytes process(self)
     @cython.locals(tag="unsigned long long", span=_Span, is_blank=bint, duration="unsigned long long")
     cdef int span(self, Py_ssize_t end) except -1
-    @cython.locals(scope=bytes, tags=dict, encoded=bytes, group=dict)
+    @cython.locals(scope=bytes, key=bytes, tags=dict, encoded=bytes, group=dict)
     cdef int add(self, _Span span, bytes process) except -1
     @cython.locals(tag="unsigned long long", type="unsigned long long", high="unsigned long long", low="unsigned long long", id="unsigned long long")
     cdef int reference(self, _Span span, Py_ssize_t end) except -1

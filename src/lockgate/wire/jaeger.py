@@ -9,7 +9,7 @@ state stays a tag in Thrift. Other than there,
 - text that is not UTF-8 becomes bytes, and in names replacement characters: OTLP's receivers refuse a whole request for it;
 - a span of protobuf without a start time has none, instead of one in the year 2339;
 - of a tag that a span has twice the last one counts, for its scope too;
-- a list of tags or references has at most 65,536 of them, and a request 2^20 spans, tags, logs and references.
+- a list of tags or references has at most 65,536 of them, a request 65,536 processes and scopes, and 2^20 spans, tags, logs and references.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ compiled: bool = cython.compiled
 
 _UNSIGNED64 = (1 << 64) - 1
 _MOST = 65536
-"""A distinct tag takes some 300 bytes while its span is read, however short it was."""
+"""A distinct tag takes some 300 bytes while its span is read, a process 700, however short they were."""
 _MOST_VALUES = 1 << 20
 
 _KINDS = {b"internal": 1, b"server": 2, b"client": 3, b"producer": 4, b"consumer": 5}
@@ -287,7 +287,7 @@ class _Protobuf:
         self.data = bytes(message)
         self.src = self.data
         self.size = len(self.data)
-        self.at = self.values = 0
+        self.at = self.values = self.scopes = 0
         self.process_raw = b""
         """Of the batch."""
         self.has_process = False
@@ -392,8 +392,14 @@ class _Protobuf:
         encoded = span.encoded()
         if state is not None:
             encoded += _string(0x1A, state)
+        key = field(0x0A, scope) if scope else b""
         group = self.groups.setdefault(process, {})
-        group.setdefault(field(0x0A, scope) if scope else b"", []).append(field(0x12, encoded))
+        if key not in group:
+            group[key] = []
+            self.scopes += 1
+            if self.scopes > _MOST:
+                raise DecodeError(f"spans of more than {_MOST} processes and scopes; send smaller batches")
+        group[key].append(field(0x12, encoded))
 
     def reference(self, span: _Span, end: int) -> None:
         type = low = high = id = 0
