@@ -103,7 +103,7 @@ cdef bytes _resource(bytes service, dict tags)
 cdef bytes _event(unsigned long long time, dict fields)
 @cython.locals(key=bytes, value=bytes)
 cdef bytes _attributes(int tag, dict found)
-@cython.locals(text=bytes)
+@cython.locals(text=bytes, digits=bytes, number="unsigned long long", byte="unsigned long long", shift=int)
 cdef int _http_status(bytes value, int kind) except -1
 @cython.locals(start=Py_ssize_t, text=bytes)
 cdef bytes _string(int tag, bytes value)

@@ -672,21 +672,20 @@ def _attributes(tag: int, found: dict[bytes, bytes]) -> bytes:
 
 def _http_status(value: bytes, kind: int) -> int:
     """The status that the attribute `http.status_code` stands for in a span of this kind; 0 for none."""
+    number = shift = 0
     if value[0] == 0x18:
-        number = shift = 0
         for byte in value[1:]:
             number |= (byte & 127) << shift
             shift += 7
-        code = number - (1 << 64) if number >> 63 else number
     else:
         text = _string(0, value)
         digits = text[1:] if text[:1] in (b"+", b"-") else text
         if not digits.isdigit() or len(digits) > 100 or int(digits) >> 63:
             return 0
-        code = int(text)
-    if 400 <= code < 500 and kind == 2:
+        number = int(digits) if text[0] != 45 else _UNSIGNED64  # less than nothing is no status, like what is too much
+    if 400 <= number < 500 and kind == 2:
         return 0
-    return 0 if 100 <= code < 399 else 2
+    return 0 if 100 <= number < 399 else 2
 
 
 def _string(tag: int, value: bytes) -> bytes:
