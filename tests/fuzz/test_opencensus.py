@@ -61,7 +61,7 @@ def test_any_bytes_give_a_request_or_a_decode_error(message: bytes, signal: Sign
 @CHEAP
 @given(mutated(trace_requests, WORDS), st.sampled_from([200, 1 << 20]))
 def test_both_forms_of_the_kernel_say_the_same(forms: tuple[ModuleType, ModuleType], message: bytes, limit: int) -> None:
-    said = []
+    said: list[object] = []
     for form in forms:
         try:
             said.append((tuple(form.translate(message, limit, True)), list(form.fields(message))))

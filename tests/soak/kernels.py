@@ -56,6 +56,20 @@ PAIR = key_values(6, [("k", "v"), ("n", 7), ("f", 0.5), ("b", b"\xff"), ("t", Tr
 RECORD = b"\x09" + bytes(8) + delimited(5, b"\x0a\x01x") + PAIR + delimited(9, b"t" * 16) + delimited(10, b"s" * 8)
 OTHER = b"\x09" + bytes(8) + key_values(6, [("n", 8), ("k", "v"), ("absent", "")])
 REQUEST = delimited(1, delimited(1, key_values(1, [("service.name", "x")])) + delimited(2, delimited(2, RECORD) * 3 + delimited(2, OTHER)))
+STATE = delimited(1, delimited(1, b"k") + delimited(2, b"v")) * 2
+TEXT, NUMBER, DOUBLE = delimited(1, delimited(1, b"internal")), b"\x10\x81\x01", b"\x21" + bytes(8)
+MAP = b"".join(
+    delimited(1, delimited(1, key) + delimited(2, value))
+    for key, value in zip((b"span.kind", b"n", b"d"), (TEXT, NUMBER, DOUBLE), strict=True)
+)
+EVENTS = delimited(1, delimited(1, b"\x08\x05") + delimited(2, TEXT + delimited(2, MAP))) + delimited(1, delimited(3, b"\x08\x01\x10\x05"))
+SPAN = delimited(1, b"t" * 16) + delimited(2, b"s" * 8) + delimited(3, b"p") + delimited(4, delimited(1, b"x" * 130))
+SPAN += delimited(5, b"\x08\x05\x10\x06") + delimited(7, MAP + b"\x10\x02") + delimited(9, EVENTS + delimited(1, b"") + b"\x10\x03\x18\x04")
+SPAN += delimited(10, delimited(1, delimited(1, b"t") + delimited(4, MAP) + delimited(5, STATE)) + b"\x10\x01")
+SPAN += delimited(11, b"\x08\x02\x12\x01m") + delimited(12, b"\x08\x01") + delimited(15, STATE)
+SPANS = (
+    delimited(1, b"") + delimited(2, SPAN + b"\x70\x01") + delimited(2, SPAN) + delimited(2, SPAN + delimited(16, b"")) + delimited(3, b"")
+)
 
 
 def kernel(name: str, path: Path) -> ModuleType:
@@ -107,13 +121,13 @@ def main() -> None:
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("columns", "cri", "otlp", "records", "resources")
+    names = ("columns", "cri", "opencensus_spans", "otlp", "records", "resources")
     assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
     compiled = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
     plain = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
     assert all(module.compiled for module in compiled) and not any(module.compiled for module in plain)
-    columns, cri, otlp, records, resources = compiled
-    plain_columns, plain_cri, plain_otlp, plain_records, plain_resources = plain
+    columns, cri, spans_of, otlp, records, resources = compiled
+    plain_columns, plain_cri, plain_spans_of, plain_otlp, plain_records, plain_resources = plain
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         data, resource, most = chunk(chance), chance.randbytes(chance.choice([0, 1, 200])), chance.choice([1, 2, 1000])
@@ -129,6 +143,8 @@ def main() -> None:
         assert columned(columns, request[0]) == columned(plain_columns, request[0]), request
         keys, shift = chance.sample([b"k", b"n", b"f", b"t", b"absent"], chance.randint(0, 5)), chance.randint(0, 3)
         assert regrouped(records, request[0], keys, shift) == regrouped(plain_records, request[0], keys, shift), (request, keys, shift)
+        census = (mutated(chance, SPANS), chance.choice([0, 1000, 1 << 20]), chance.random() < 0.5)
+        assert outcome(spans_of.translate, *census) == outcome(plain_spans_of.translate, *census), census
         runs += 1
     print(runs, "rounds, no difference")
 
