@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -70,6 +70,20 @@ WRITES = (
 )
 """Of remote write 1.0 and 2.0."""
 REQUEST = delimited(1, delimited(1, key_values(1, [("service.name", "x")])) + delimited(2, delimited(2, RECORD) * 3 + delimited(2, OTHER)))
+STATE = delimited(1, delimited(1, b"k") + delimited(2, b"v")) * 2
+TEXT, NUMBER, DOUBLE = delimited(1, delimited(1, b"internal")), b"\x10\x81\x01", b"\x21" + bytes(8)
+MAP = b"".join(
+    delimited(1, delimited(1, key) + delimited(2, value))
+    for key, value in zip((b"span.kind", b"n", b"d"), (TEXT, NUMBER, DOUBLE), strict=True)
+)
+EVENTS = delimited(1, delimited(1, b"\x08\x05") + delimited(2, TEXT + delimited(2, MAP))) + delimited(1, delimited(3, b"\x08\x01\x10\x05"))
+SPAN = delimited(1, b"t" * 16) + delimited(2, b"s" * 8) + delimited(3, b"p") + delimited(4, delimited(1, b"x" * 130))
+SPAN += delimited(5, b"\x08\x05\x10\x06") + delimited(7, MAP + b"\x10\x02") + delimited(9, EVENTS + delimited(1, b"") + b"\x10\x03\x18\x04")
+SPAN += delimited(10, delimited(1, delimited(1, b"t") + delimited(4, MAP) + delimited(5, STATE)) + b"\x10\x01")
+SPAN += delimited(11, b"\x08\x02\x12\x01m") + delimited(12, b"\x08\x01") + delimited(15, STATE)
+SPANS = (
+    delimited(1, b"") + delimited(2, SPAN + b"\x70\x01") + delimited(2, SPAN) + delimited(2, SPAN + delimited(16, b"")) + delimited(3, b"")
+)
 
 
 def kernel(name: str, path: Path) -> ModuleType:
@@ -150,13 +164,13 @@ def main() -> None:
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("columns", "cri", "jaeger", "otlp", "records", "resources", "series", "thrift")
+    names = ("columns", "cri", "jaeger", "opencensus_spans", "otlp", "records", "resources", "series", "thrift")
     assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
-    compiled = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
-    plain = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
-    assert all(module.compiled for module in compiled) and not any(module.compiled for module in plain)
-    columns, cri, jaeger, otlp, records, resources, series, thrift = compiled
-    plain_columns, plain_cri, plain_jaeger, plain_otlp, plain_records, plain_resources, plain_series, plain_thrift = plain
+    compiled = {name: kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names}
+    assert all(module.compiled for module in compiled.values())
+    plain = {name: kernel(f"plain_{name}", source / f"{name}.py") for name in names}
+    assert not any(module.compiled for module in plain.values())
+    ours, plains = SimpleNamespace(**compiled), SimpleNamespace(**plain)
     sent = varied_batch()
     batches = (posted(sent), datagram(sent, compact=False), datagram(sent, compact=True), bytes(post_spans(sent).SerializeToString()))
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
@@ -165,22 +179,25 @@ def main() -> None:
         limit, line_format, flags = chance.choice([1, 2, 5, 30, 2**62]), chance.randint(0, 3), chance.randint(0, 15)
         spans = array("q", sorted(chance.randint(0, len(data)) for _ in range(2 * chance.randint(0, 4))))
         lines = (data, resource, (PAIR, b"", b"other"), chance.choice([0, 1, 2**64 - 1]), most, limit, line_format, flags)
-        assert outcome(cri.parse, *lines) == outcome(plain_cri.parse, *lines), lines
+        assert outcome(ours.cri.parse, *lines) == outcome(plains.cri.parse, *lines), lines
         parts = (data, spans, resource, PAIR, 1, most, limit, flags)
-        assert outcome(cri.parse_spans, *parts) == outcome(plain_cri.parse_spans, *parts), parts
+        assert outcome(ours.cri.parse_spans, *parts) == outcome(plains.cri.parse_spans, *parts), parts
         request = (mutated(chance, REQUEST), chance.randint(0, 2))
-        assert outcome(otlp.validate, *request) == outcome(plain_otlp.validate, *request), request
-        assert outcome(resources.locate, request[0]) == outcome(plain_resources.locate, request[0]), request
-        assert columned(columns, request[0]) == columned(plain_columns, request[0]), request
+        assert outcome(ours.otlp.validate, *request) == outcome(plains.otlp.validate, *request), request
+        assert outcome(ours.resources.locate, request[0]) == outcome(plains.resources.locate, request[0]), request
+        assert columned(ours.columns, request[0]) == columned(plains.columns, request[0]), request
         keys, shift = chance.sample([b"k", b"n", b"f", b"t", b"absent"], chance.randint(0, 5)), chance.randint(0, 3)
-        assert regrouped(records, request[0], keys, shift) == regrouped(plain_records, request[0], keys, shift), (request, keys, shift)
+        groups = (request[0], keys, shift)
+        assert regrouped(ours.records, *groups) == regrouped(plains.records, *groups), groups
+        census = (mutated(chance, SPANS), chance.choice([0, 1000, 1 << 20]), chance.random() < 0.5)
+        assert outcome(ours.opencensus_spans.translate, *census) == outcome(plains.opencensus_spans.translate, *census), census
         version = chance.choice([1, 2])
         writes = (mutated(chance, chance.choice([WRITES[version - 1], *WRITES])), version, chance.choice([0, 100, 1 << 20]))
-        assert outcome(written, series, *writes) == outcome(written, plain_series, *writes), writes
+        assert outcome(written, ours.series, *writes) == outcome(written, plains.series, *writes), writes
         damaged = [mutated(chance, each) for each in batches]
-        assert [translated(jaeger, *damaged)] == [translated(plain_jaeger, *damaged)], damaged
+        assert [translated(ours.jaeger, *damaged)] == [translated(plains.jaeger, *damaged)], damaged
         for compact, each in enumerate((damaged[0], damaged[2][14:])):
-            assert outcome(skipped, thrift, each, compact) == outcome(skipped, plain_thrift, each, compact), each
+            assert outcome(skipped, ours.thrift, each, compact) == outcome(skipped, plains.thrift, each, compact), each
         runs += 1
     print(runs, "rounds, no difference")
 

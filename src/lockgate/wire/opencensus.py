@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from lockgate.wire import opencensus_spans
+from lockgate.wire.opencensus_spans import fields, translate
 from lockgate.wire.protobuf import AttributeValue, DecodeError, any_value, delimited
 
 MOST_GROWTH = 16
@@ -59,16 +59,16 @@ class Stream:
     def traces(self, message: bytes) -> bytes:
         """The ExportTraceServiceRequest of an OpenCensus one, to be validated. Raises DecodeError."""
         limit = _limit(message)
-        found = opencensus_spans.translate(message, limit)
+        found = translate(message, limit)
         self._identify(found.node, found.resource)
         entries = [(self._encoded, found.encoded)] if found.encoded else []
         if found.apart:
             if found.apart > _MOST_RESOURCES:
                 raise DecodeError(f"more than {_MOST_RESOURCES} spans have a resource of their own")
             by_resource: dict[bytes, list[bytes]] = {}
-            for tag, span in _fields(message):
+            for tag, span in fields(message):
                 if tag == 0x12 and (resource := _message(span, 0x82)) is not None:
-                    encoded = opencensus_spans.translate(delimited(2, span), limit, True).encoded
+                    encoded = translate(delimited(2, span), limit, True).encoded
                     by_resource.setdefault(resource, []).append(encoded)
             entries += [(_resource(self._node, resource), b"".join(spans)) for resource, spans in by_resource.items()]
         return _request(entries, limit)
@@ -77,7 +77,7 @@ class Stream:
         """The ExportMetricsServiceRequest of an OpenCensus one, to be validated, without what is `lost`. Raises DecodeError."""
         limit = _limit(message)
         node, resource, metrics = None, None, []
-        for tag, value in _fields(message):
+        for tag, value in fields(message):
             match tag:
                 case 0x0A:
                     node = value
@@ -129,46 +129,10 @@ def _request(entries: list[tuple[bytes, bytes]], limit: int) -> bytes:
 # Reading. Of a singular field that comes twice the last one counts.
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Each field's number and wire type, as they are encoded, and its value: a number for varints, else bytes. Raises DecodeError."""
-    at, size = 0, len(message)
-    while at < size:
-        start = at
-        tag, at = _varint(message, at)
-        match tag & 7:
-            case 0:
-                value, at = _varint(message, at)
-                yield tag, value
-                continue
-            case 1:
-                length = 8
-            case 2:
-                length, at = _varint(message, at)
-            case 5:
-                length = 4
-            case wire:
-                raise DecodeError(f"not an OpenCensus request: wire type {wire}, at byte {start} of {size}")
-        if length > size - at or tag < 8:
-            raise DecodeError(f"not an OpenCensus request: a field runs past the end of the message around it, at byte {start} of {size}")
-        yield tag, message[at : at + length]
-        at += length
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    for place in range(at, min(at + 10, len(message))):
-        byte = message[place]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value & (1 << 64) - 1, place + 1
-        shift += 7
-    raise DecodeError(f"not an OpenCensus request: a number is too long or runs past the end, at byte {at} of {len(message)}")
-
-
 def _message(message: bytes, tag: int) -> Any:
     """The value of its field with this tag; None without one."""
     found = None
-    for field, value in _fields(message):
+    for field, value in fields(message):
         if field == tag:
             found = value
     return found
@@ -176,16 +140,16 @@ def _message(message: bytes, tag: int) -> Any:
 
 def _pairs(message: bytes, tag: int) -> Iterator[tuple[bytes, bytes]]:
     """The entries of a map<string, string>."""
-    for field, entry in _fields(message):
+    for field, entry in fields(message):
         if field == tag:
-            pair = dict(_fields(entry))
+            pair = dict(fields(entry))
             yield pair.get(0x0A, b""), pair.get(0x12, b"")
 
 
 def _time(message: bytes) -> int:
     """A Timestamp in nanoseconds since 1970; 0 where it is earlier, or later than OTLP can say."""
-    fields = dict(_fields(message))
-    seconds, nanos = fields.get(0x08, 0), fields.get(0x10, 0)
+    parts = dict(fields(message))
+    seconds, nanos = parts.get(0x08, 0), parts.get(0x10, 0)
     return seconds * 1_000_000_000 + (nanos if nanos < 1_000_000_000 else 0) if seconds <= 18_446_744_072 else 0
 
 
@@ -196,15 +160,15 @@ def _resource(node: bytes | None, resource: bytes | None) -> bytes:
     """OTLP's Resource. What the Node says goes before what the Resource says, and fields of their own before both's attributes."""
     attributes: dict[bytes, AttributeValue | bytes] = {}
     kind = b""
-    for tag, value in _fields(resource or b""):
+    for tag, value in fields(resource or b""):
         if tag == 0x0A:
             kind = value
     for key, label in _pairs(resource or b"", 0x12):
         attributes[b"cloud.availability_zone" if key == b"cloud.zone" else key] = label
     for key, label in _pairs(node or b"", 0x22):
         attributes[key] = label
-    parts = dict(_fields(node or b""))
-    identifier, library, service = (dict(_fields(parts.get(tag, b""))) for tag in (0x0A, 0x12, 0x1A))
+    parts = dict(fields(node or b""))
+    identifier, library, service = (dict(fields(parts.get(tag, b""))) for tag in (0x0A, 0x12, 0x1A))
     special: dict[bytes, Any] = {
         b"service.name": service.get(0x0A),
         b"opencensus.starttime": _rfc3339(_time(identifier[0x1A])) if 0x1A in identifier else None,
@@ -236,22 +200,22 @@ def _metric(metric: bytes, limit: int) -> tuple[bytes, int]:
     """A ScopeMetrics.metrics, empty where nothing of it is left, and how many points that or the metric lost."""
     descriptor: dict[int, Any] = {}
     keys, series = [], []
-    for tag, value in _fields(metric):
+    for tag, value in fields(metric):
         if tag == 0x0A:
-            descriptor = dict(_fields(value))
-            keys = [_message(key, 0x0A) or b"" for tag, key in _fields(value) if tag == 0x2A]
+            descriptor = dict(fields(value))
+            keys = [_message(key, 0x0A) or b"" for tag, key in fields(value) if tag == 0x2A]
         elif tag == 0x12:
             series.append(value)
     kind = _KINDS.get(descriptor.get(0x20, 0) & 0xFFFFFFFF)
     points, lost, size = [], 0, 0
     for one in series:
         start, labels, values = 0, [], []
-        for tag, value in _fields(one):
+        for tag, value in fields(one):
             match tag:
                 case 0x0A:
                     start = _time(value)
                 case 0x12:
-                    labels.append(dict(_fields(value)))
+                    labels.append(dict(fields(value)))
                 case 0x1A:
                     values.append(value)
         if kind is None:
@@ -276,7 +240,7 @@ def _metric(metric: bytes, limit: int) -> tuple[bytes, int]:
 def _point(point: bytes, kind: int) -> bytes | None:
     """A data point without its labels and start; None where its value is of another kind than the metric's."""
     time, tag, value = b"", 0, None
-    for field, content in _fields(point):
+    for field, content in fields(point):
         if field == 0x0A:
             time = _fixed(0x19, _time(content))
         elif field in (0x10, 0x19, 0x22, 0x2A):
@@ -295,17 +259,17 @@ def _point(point: bytes, kind: int) -> bytes | None:
 
 def _distribution(value: bytes) -> bytes:
     count, total, bounds, counts, exemplars = 0, bytes(8), bytearray(), [], bytearray()
-    for tag, content in _fields(value):
+    for tag, content in fields(value):
         match tag:
             case 0x08:
                 count = content
             case 0x11:
                 total = content
             case 0x22:
-                for inner, part in _fields(_message(content, 0x0A) or b""):
+                for inner, part in fields(_message(content, 0x0A) or b""):
                     bounds += part if inner in (0x09, 0x0A) else b""
             case 0x2A:
-                bucket = dict(_fields(content))
+                bucket = dict(fields(content))
                 counts.append(bucket.get(0x08, 0))
                 if 0x12 in bucket:
                     exemplars += delimited(8, _exemplar(bucket[0x12]))
@@ -317,19 +281,19 @@ def _distribution(value: bytes) -> bytes:
 
 
 def _exemplar(exemplar: bytes) -> bytes:
-    fields = dict(_fields(exemplar))
+    parts = dict(fields(exemplar))
     attachments = dict(_pairs(exemplar, 0x1A))
-    time = _fixed(0x11, _time(fields[0x12])) if 0x12 in fields else b""
-    return time + b"\x19" + fields.get(0x09, bytes(8)) + b"".join(_attribute(7, key, value) for key, value in attachments.items())
+    time = _fixed(0x11, _time(parts[0x12])) if 0x12 in parts else b""
+    return time + b"\x19" + parts.get(0x09, bytes(8)) + b"".join(_attribute(7, key, value) for key, value in attachments.items())
 
 
 def _summary(value: bytes) -> bytes:
-    fields = dict(_fields(value))
-    count = dict(_fields(fields.get(0x0A, b""))).get(0x08, 0)
-    body = bytearray(struct.pack("<BQ", 0x21, count) + b"\x29" + dict(_fields(fields.get(0x12, b""))).get(0x09, bytes(8)))
-    for tag, content in _fields(fields.get(0x1A, b"")):
+    parts = dict(fields(value))
+    count = dict(fields(parts.get(0x0A, b""))).get(0x08, 0)
+    body = bytearray(struct.pack("<BQ", 0x21, count) + b"\x29" + dict(fields(parts.get(0x12, b""))).get(0x09, bytes(8)))
+    for tag, content in fields(parts.get(0x1A, b"")):
         if tag == 0x1A:
-            quantile = dict(_fields(content))
+            quantile = dict(fields(content))
             (percentile,) = struct.unpack("<d", quantile.get(0x09, bytes(8)))
             body += delimited(6, struct.pack("<Bd", 0x09, percentile / 100) + b"\x11" + quantile.get(0x11, bytes(8)))
     return bytes(body)

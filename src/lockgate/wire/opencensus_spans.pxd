@@ -3,11 +3,13 @@
 cimport cython
 from lockgate.wire.memory cimport Bytes, copy, equal, move, new_buffer, put
 
+cdef bytes _KNOWN
+
 
 @cython.final
 cdef class _Translation:
     # The input.
-    cdef bytes message, words
+    cdef bytes message
     cdef Bytes src, known
     cdef Py_ssize_t size
     cdef bint is_apart
@@ -27,6 +29,7 @@ cdef class _Translation:
     cdef unsigned long long kind_said, status_code
     cdef bint status_said, drops_kind, drops_status
 
+    cdef object malformed(self)
     cdef int allocate(self, Py_ssize_t capacity) except -1
     cdef Py_ssize_t fail(self, int reason, Py_ssize_t where) noexcept nogil
     @cython.locals(number="unsigned long long", byte="unsigned long long", shift=int)

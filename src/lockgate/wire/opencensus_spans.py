@@ -9,7 +9,8 @@ a map's key that is there twice stays twice, and text is copied as it is, so tha
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import cython
 
@@ -24,8 +25,8 @@ compiled: bool = cython.compiled
 _FULL = 3
 _REASONS = ("", "a tag or number is longer than its type, or runs past the end", "a field runs past the end of the message around it")
 
-_KIND_KEY, _STATUS_KEY = b"span.kind", b"otel.status_code"
-_INTERNAL, _PRODUCER, _CONSUMER = b"internal", b"producer", b"consumer"
+_KNOWN: bytes = b"".join((b"span.kind", b"otel.status_code", b"internal", b"producer", b"consumer"))
+"""The attributes that are none, and kinds: known by where they stand here."""
 
 
 class Spans(NamedTuple):
@@ -47,8 +48,8 @@ class _Translation:
     def __init__(self, message: bytes, apart: bool) -> None:
         self.message = bytes(message)
         self.src, self.size, self.is_apart = self.message, len(message), apart
-        self.words = b"".join((_KIND_KEY, _STATUS_KEY, _INTERNAL, _PRODUCER, _CONSUMER))
-        self.known = self.words
+        self.known = _KNOWN
+        self.reason = self.where = 0
         self.low, self.latest = 0xFFFFFFFF, 18_446_744_072  # Cython has no C literals of that size
 
     def allocate(self, capacity: int) -> None:
@@ -57,6 +58,10 @@ class _Translation:
         self.out, self.capacity = self.buffer, capacity
         self.o = self.reason = self.where = self.apart = 0
         self.node = self.node_size = self.resource = self.resource_size = -1
+
+    def malformed(self) -> DecodeError:
+        """What `fail` was told."""
+        return DecodeError(f"not an OpenCensus request: {_REASONS[self.reason]}, at byte {self.where} of {self.size}")
 
     # --- Reading ------------------------------------------------------------------------------------------------------------------------
 
@@ -569,7 +574,18 @@ def translate(message: bytes, limit: int, apart: bool = False) -> Spans:
     if work.reason == _FULL:
         raise DecodeError(f"the spans would take more than {limit} bytes in OTLP")
     if work.reason != 0:
-        raise DecodeError(f"not an OpenCensus request: {_REASONS[work.reason]}, at byte {work.where} of {len(message)}")
+        raise work.malformed()
     node = work.message[work.node : work.node + work.node_size] if work.node >= 0 else None
     resource = work.message[work.resource : work.resource + work.resource_size] if work.resource >= 0 else None
     return Spans(bytes(memoryview(work.buffer)[: work.o]), work.apart, node, resource)
+
+
+def fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Each field's tag, which is its number and wire type, and its value: a number for varints, else bytes. Raises DecodeError."""
+    work = _Translation(message, False)
+    at = 0
+    while at < work.size:
+        at = work.field(at, work.size)
+        if at < 0:
+            raise work.malformed()
+        yield work.tag, work.number if work.tag & 7 == 0 else work.message[work.content : at]

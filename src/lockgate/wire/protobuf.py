@@ -11,6 +11,9 @@ AttributeValue = str | bool | int | float | bytes
 MAX_NESTED = 20
 """Protobuf's decoders take some 33 nested AnyValues, three messages each, before they refuse the whole request."""
 
+_SHORT = [bytes([number]) for number in range(128)]
+"""The varints of one byte: most tags and lengths."""
+
 
 class DecodeError(ValueError):
     """These bytes are not what they should be; the text says what and where."""
@@ -18,6 +21,8 @@ class DecodeError(ValueError):
 
 def varint(number: int) -> bytes:
     """Base-128 varint of a non-negative integer below 2**64."""
+    if number < 128:
+        return _SHORT[number]
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

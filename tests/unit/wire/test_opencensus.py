@@ -214,14 +214,8 @@ def test_spans_are_those_of_the_plain_twin(kernel: ModuleType, given_spans: list
 @EACH_FORM
 def test_a_spans_fields_may_stand_in_any_order(kernel: ModuleType) -> None:
     encoded = Span(**FULL_SPAN).SerializeToString()
-    fields = []
-    at = 0
-    while at < len(encoded):
-        start = at
-        tag, at = opencensus._varint(encoded, at)
-        size, at = opencensus._varint(encoded, at)
-        at += size if tag & 7 == 2 else 0
-        fields.append(encoded[start:at])
+    fields = [varint(tag) + (varint(value) if tag & 7 == 0 else varint(len(value)) + value) for tag, value in kernel.fields(encoded)]
+    assert b"".join(fields) == encoded
     expected = ScopeSpans.FromString(kernel.translate(delimited(2, encoded), 1 << 20).encoded)
     turned = ScopeSpans.FromString(kernel.translate(delimited(2, b"".join(reversed(fields))), 1 << 20).encoded)
     assert turned == expected and len(fields) > 12
