@@ -86,6 +86,18 @@ SPANS = (
 )
 
 
+ZIPKIN = delimited(
+    1,
+    delimited(1, b"t" * 16)
+    + delimited(3, b"s" * 8)
+    + b"\x20\x01\x31"
+    + bytes(8)
+    + delimited(8, delimited(1, b"h\xc3\xa9") + delimited(2, b"1234") + b"\x20\x50")
+    + delimited(10, b"\x09" + bytes(8) + delimited(2, b"event"))
+    + delimited(11, delimited(1, b"key") + delimited(2, b"value" * 30)) * 2,
+)
+
+
 def kernel(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -146,6 +158,22 @@ def written(series: ModuleType, payload: bytes, version: int, limit: int) -> Any
         return told, attributes, None
 
 
+def respanned(zipkin: ModuleType, payload: bytes) -> Any:
+    """All that the kernel reads of the payload, and the spans that it writes of it."""
+    out: list[Any] = []
+    reader = zipkin.Reader(payload)
+    try:
+        while (span := reader.span()) is not None:
+            events = [bytes(zipkin.event(*each)) for each in span.annotations]
+            ids = (span.trace_id, span.id, span.parent_id)
+            out.append(
+                (tuple(span), bytes(zipkin.span(ids, span.name, 5, span.timestamp, span.duration, span.tags, [*events, bytearray(b"x")])))
+            )
+    except UnicodeDecodeError:
+        out.append("no text")
+    return out
+
+
 def translated(jaeger: ModuleType, batch: bytes, binary: bytes, compact: bytes, message: bytes) -> list[Any]:
     """What the kernel makes of each of Jaeger's encodings."""
     agent = [outcome(jaeger.from_agent, binary, False), outcome(jaeger.from_agent, compact, True)]
@@ -164,7 +192,7 @@ def main() -> None:
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("columns", "cri", "jaeger", "opencensus_spans", "otlp", "records", "resources", "series", "thrift")
+    names = ("columns", "cri", "jaeger", "opencensus_spans", "otlp", "records", "resources", "series", "thrift", "zipkin_spans")
     assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
     compiled = {name: kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names}
     assert all(module.compiled for module in compiled.values())
@@ -198,6 +226,8 @@ def main() -> None:
         assert [translated(ours.jaeger, *damaged)] == [translated(plains.jaeger, *damaged)], damaged
         for compact, each in enumerate((damaged[0], damaged[2][14:])):
             assert outcome(skipped, ours.thrift, each, compact) == outcome(skipped, plains.thrift, each, compact), each
+        spanned = mutated(chance, ZIPKIN)
+        assert outcome(respanned, ours.zipkin_spans, spanned) == outcome(respanned, plains.zipkin_spans, spanned), spanned
         runs += 1
     print(runs, "rounds, no difference")
 
