@@ -35,6 +35,7 @@ MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.RECEIVER, "prometheusremotewrite"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.RECEIVER, "raw_k8s_events"): lambda tmp: {"auth_type": "none", "api_server": NOBODY},
     (Kind.RECEIVER, "sumologic"): lambda tmp: {"endpoint": "127.0.0.1:0"},
+    (Kind.RECEIVER, "zipkin"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.PROCESSOR, "attributes"): lambda tmp: {"actions": [{"action": "insert", "key": "a", "value": 1}]},
     (Kind.PROCESSOR, "batch"): lambda tmp: {},
     (Kind.PROCESSOR, "filter"): lambda tmp: {"logs": {"exclude": {"match_type": "strict", "bodies": ["other"]}}},

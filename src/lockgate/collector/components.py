@@ -25,6 +25,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "prometheusremotewrite": "prometheusremotewrite:PrometheusRemoteWriteReceiver",
         "raw_k8s_events": "raw_k8s_events:RawK8sEventsReceiver",
         "sumologic": "sumologic:SumologicReceiver",
+        "zipkin": "zipkin:ZipkinReceiver",
     },
     Kind.PROCESSOR: {
         "attributes": "attributes:AttributesProcessor",
