@@ -45,6 +45,16 @@ def otelcol(binary: Path, work: Path) -> None:
     (work / "sources/otelcol").replace(binary)
 
 
+def otelcol_traces(binary: Path, work: Path) -> None:
+    builder = "go.opentelemetry.io/collector/cmd/builder@v0.145.0"
+    go("go", "run", builder, "--config", str(HERE / "otelcol/traces.yaml"), cwd=work)
+    (work / "sources/otelcol").replace(binary)
+
+
+def opencensus(binary: Path, work: Path) -> None:
+    go(*GO_BUILD, "-o", str(binary), ".", cwd=HERE / "opencensus")
+
+
 def policies(binary: Path, work: Path) -> None:
     go(*GO_BUILD, "-o", str(binary), ".", cwd=HERE / "policies")
 
@@ -58,6 +68,8 @@ RECIPES: dict[str, tuple[Callable[[Path, Path], None], list[str]]] = {
     "etcd": (etcd, ["kubernetes/go.mod", "kubernetes/go.sum"]),
     "kube-apiserver": (kube_apiserver, ["kubernetes/go.mod", "kubernetes/go.sum"]),
     "otelcol": (otelcol, ["otelcol/manifest.yaml"]),
+    "otelcol-traces": (otelcol_traces, ["otelcol/traces.yaml"]),
+    "opencensus": (opencensus, ["opencensus/go.mod", "opencensus/go.sum", "opencensus/main.go"]),
     "policies": (policies, ["policies/go.mod", "policies/go.sum", "policies/main.go"]),
     "vlagent": (vlagent, ["vlagent/go.mod", "vlagent/go.sum"]),
 }
