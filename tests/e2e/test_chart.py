@@ -102,7 +102,7 @@ def facts(role: str, configuration: Configuration, values: Any, objects: list[Ob
             [host] = {need.host for who, need in needs if isinstance(need, Connect) and who.startswith("exporters/")}
             services[host] = {key: backend[key] for key in ("pods", "namespace", "ports")}
         for who, need in needs:
-            if isinstance(need, Listen) and who.startswith("receivers/"):
+            if isinstance(need, Listen) and who.startswith(("receivers/", "extensions/jaegerremotesampling")):
                 clients[need.port] = [] if who == "receivers/otlp/journald" else peers(policy["clients"][LISTENERS[role]])
                 containers = values["sumologic"]["logs"]["container"]["enabled"] and need.port == values["listeners"]["logs"]["otlpHttp"]
                 if role == "logs-metadata" and (who == "receivers/otlp/journald" or containers):
