@@ -2,6 +2,24 @@
 
 from typing import Any
 
+SEED_LISTENERS: dict[str, dict[str, int]] = {
+    "logsCollector": {"ownMetrics": 2020},
+    "logs": {"fluentForward": 24321},
+    "metrics": {"ownMetrics": 24321, "prometheusRemoteWrite": 9888},
+    "traces": {
+        "otlpGrpc": 4317,
+        "jaegerSampling": 5778,
+        "jaegerThriftCompact": 6831,
+        "jaegerThriftBinary": 6832,
+        "zipkin": 9411,
+        "jaegerGrpc": 14250,
+        "jaegerThriftHttp": 14268,
+        "opencensus": 55678,
+        "otlpGrpcLegacy": 55680,
+        "otlpHttpLegacy": 55681,
+    },
+}
+"""Every port of the policies in "Security Best Practices", and Jaeger's 14250, which they leave out."""
 SEED: dict[str, Any] = {
     # As "Security Best Practices" of the Sumo Logic Kubernetes Collection shows them.
     "metadata": {
