@@ -14,8 +14,9 @@
 {{- end -}}
 {{- if $values.mutualTls.enabled -}}
 {{- if $values.listeners.logs.fluentForward }}{{ $said = append $said "listeners.logs.fluentForward: mutualTls does not secure it; it takes logs from whoever reaches it" }}{{ end -}}
+{{- if hasKey $roles "traces" }}{{ $said = append $said "listeners.traces: mutualTls does not secure these; they take spans from whoever reaches them" }}{{ end -}}
 {{- range $role := list "logs" "metrics" -}}
-{{- if and (hasKey $roles $role) (get $values.networkPolicy.clients $role) }}{{ $said = append $said (printf "networkPolicy.clients.%s: with mutualTls these need a certificate of its authority to send OTLP" $role) }}{{ end -}}
+{{- if and (hasKey $roles $role) (get $values.networkPolicy.clients $role) }}{{ $said = append $said (printf "networkPolicy.clients.%s: with mutualTls these need a certificate of its authority to send OTLP%s" $role (get (get $values.listeners $role) "prometheusRemoteWrite" | empty | ternary "" " or remote write")) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- if $values.networkPolicy.enabled -}}
