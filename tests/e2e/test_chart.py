@@ -183,9 +183,14 @@ def test_every_configuration_is_valid_and_promises_what_it_says(case: str, confi
     assert found
     for role, each in found.items():
         configuration = configured(each, objects, values)
-        assert not configuration.warnings, role
         container = pod(each)["containers"][0]
         listens = [need for _, need in configuration.needs() if isinstance(need, Listen)]
+        # Datagrams promise nothing; a user is told by the notes as well.
+        warned = {problem.path[:2] for problem in configuration.warnings}
+        takes_datagrams = any(
+            (who, need.protocol) == ("receivers/jaeger", "udp") for who, need in configuration.needs() if isinstance(need, Listen)
+        )
+        assert warned == ({("receivers", "jaeger")} if takes_datagrams else set()), role
         listening = {(need.port, need.protocol.upper()) for need in listens if need.host != "127.0.0.1"}
         assert {(port["containerPort"], port["protocol"]) for port in container["ports"]} == listening
         assert container["args"] == ["run", "--config", "/etc/lockgate/configuration/lockgate.yaml"]
@@ -499,6 +504,9 @@ def test_where_to_send_is_told_with_datagrams_as_such() -> None:
     ):
         assert line in told
     assert ":5778" not in told  # answers questions, and takes nothing
+    lost = "what is lost on the way, or comes while no pod is ready, is lost"
+    assert f"listeners.traces.jaegerThriftBinary, listeners.traces.jaegerThriftCompact: datagrams, so {lost}" in told
+    assert lost not in helm.notes({})
 
 
 def test_the_forms_that_were_silently_ignored_mean_what_they_say() -> None:

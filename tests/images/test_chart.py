@@ -22,9 +22,9 @@ import pytest
 import trustme
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from support import container, helm, journal, netns, pods
+from support import container, helm, journal, netns, pods, span_clients
 from support.backend import Backend
-from support.chart_values import SEED
+from support.chart_values import SEED, SEED_LISTENERS
 from support.container import Container, Image, Process
 from support.events_contract import event
 from support.helm import Object, of_kind, overlay, workloads
@@ -56,7 +56,12 @@ KUBELET = "token-of-the-kubelet"
 UID = "01234567-89ab-cdef-0123-456789abcdef"
 """Of the application's pod."""
 BACKEND = "receivers.example.com"
-PORTS = {"logs-metadata": (4318, 4319), "metrics-metadata": (4318,), "traces": (4318,)}
+PORTS = {
+    "logs-metadata": [("TCP", 4318), ("TCP", 4319)],
+    "metrics-metadata": [("TCP", 4318), ("TCP", SEED_LISTENERS["metrics"]["prometheusRemoteWrite"])],
+    "traces": [("TCP", 4318), *(("UDP" if port in (6831, 6832) else "TCP", port) for port in SEED_LISTENERS["traces"].values())],
+}
+"""Of their Services."""
 SIGNALS = {"metrics-metadata": "metrics", "traces": "traces", "logs-metadata": "logs"}
 
 _SANDBOXED = {"config": {"merge": {"service": {"sandbox": "require"}}}}
@@ -201,9 +206,9 @@ def site(image: Image, debug: Image, tmp_path_factory: pytest.TempPathFactory) -
     }
     vips = [Vip(DNS, 53, protocol, "dns", 53) for protocol in ("UDP", "TCP")]
     vips += [Vip(API, 443, "TCP", "api", 6443)]
-    vips += [Vip(SERVICES[role], port, "TCP", role, port) for role, ports in PORTS.items() for port in ports]
+    vips += [Vip(SERVICES[role], port, protocol, role, port) for role, ports in PORTS.items() for protocol, port in ports]
     store = ObjectStore(SystemClock())
-    web = pod_object("web-0", "shop", labels={"tier": "front"})
+    web = pod_object("web-0", "shop", ip="10.244.2.1", labels={"tier": "front"})
     for kind, found in (("Namespace", {"metadata": {"name": "shop"}}), ("Pod", overlay(web, {"metadata": {"uid": UID}}))):
         apply(store, {"apiVersion": "v1", "kind": kind, **found})
     ours, cluster_ca = trustme.CA(organization_name="Corporate"), trustme.CA(organization_name="The cluster")
@@ -346,6 +351,32 @@ def test_metrics_and_traces_come_to_the_backend_with_what_kubernetes_knows(site:
         found = site.arrived()[f"of {role}"]
         assert (found["k8s.pod.name"], found["k8s.pod.label.tier"], found["k8s.namespace.name"]) == ("web-0", "front", "shop")
         confined(running, 10001, {10001})
+
+
+def test_a_span_by_each_protocol_comes_to_the_backend_with_what_kubernetes_knows(site: Site) -> None:
+    strategies = {"service_strategies": [{"service": "checkout", "type": "ratelimiting", "param": 5}]}
+    objects = site.render(TRUSTING, {"listeners": SEED_LISTENERS, "samplingStrategies": strategies})
+    ports = {"otlpHttp": 4318, **SEED_LISTENERS["traces"]}
+    sampling = ports.pop("jaegerSampling")
+    app = site.network.path("app")
+    with site.pod("traces", objects) as traces:
+        span_clients.send(site.network.inside("app"), TRACES, ports, "by ")
+        wait_until(lambda: {f"by {key}" for key in ports} <= site.arrived().keys(), 40, f"delivery; {list(traces.reasons())}")
+        for key in ports:
+            # By the address alone that it came from: the senders say nothing of their pod.
+            found = site.arrived()[f"by {key}"]
+            assert (found["k8s.pod.name"], found["k8s.pod.label.tier"]) == ("web-0", "front"), key
+
+        def told() -> Any:
+            with urllib.request.urlopen(f"http://{TRACES}:{sampling}/sampling?service=checkout", timeout=20) as answer:
+                return json.load(answer)
+
+        assert within(app, told) == {"strategyType": "RATE_LIMITING", "rateLimitingSampling": {"maxTracesPerSecond": 5}}
+        traces.update(
+            "configuration", "sampling_strategies.json", json.dumps({"default_strategy": {"type": "probabilistic", "param": 1}}).encode()
+        )
+        wait_until(lambda: "probabilisticSampling" in within(app, told), 40, "the new strategies")
+        confined(traces, 10001, {10001})
 
 
 def test_events_come_to_the_backend_once_each_also_those_from_while_no_pod_was_there(site: Site) -> None:
@@ -538,3 +569,7 @@ def test_one_key_makes_the_roles_speak_mutual_tls(site: Site) -> None:
         assert within(app, lambda: answer(client(ca.issue_cert("a")))).startswith(b"HTTP/1.1 404")
         confined(metadata, 10001, {10001})
         confined(collector, 10001, {0, 190, 10001})
+    with site.pod("events", objects, node) as events:  # nobody connects to it but who scrapes: it has no certificate, and needs none
+        site.say("beside mutual tls")
+        wait_until(lambda: "beside mutual tls" in site.arrived(), 40, f"delivery; {list(events.reasons())}")
+        confined(events, 10001, {10001})

@@ -19,6 +19,13 @@
 {{- if and (hasKey $roles $role) (get $values.networkPolicy.clients $role) }}{{ $said = append $said (printf "networkPolicy.clients.%s: with mutualTls these need a certificate of its authority to send OTLP%s" $role (get (get $values.listeners $role) "prometheusRemoteWrite" | empty | ternary "" " or remote write")) }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- $datagrams := list -}}
+{{- range $role := $roles -}}
+{{- range fromYamlArray (include "lockgate.listening" (dict "root" $ "role" $role)) -}}
+{{- if and (eq .transport "UDP") (eq .component "receivers/jaeger") }}{{ $datagrams = append $datagrams (printf "listeners.%s.%s" $role.role .key) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- with $datagrams }}{{ $said = append $said (printf "%s: datagrams, so what is lost on the way, or comes while no pod is ready, is lost; where senders can, let them take jaegerThriftHttp, jaegerGrpc or OTLP" (sortAlpha . | join ", ")) }}{{ end -}}
 {{- if $values.networkPolicy.enabled -}}
 {{- $metadata := omit $roles "logsCollector" -}}
 {{- if $metadata -}}
