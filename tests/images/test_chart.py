@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import pytest
 import trustme
 import yaml
@@ -39,6 +41,7 @@ from support.process import wait_until
 from lockgate.attributes.values import decode
 from lockgate.kit.clock import SystemClock
 from lockgate.sample.kubernetes_store import ObjectStore
+from lockgate.wire.protobuf import delimited, varint
 
 missing = container.missing or helm.missing or netns.missing
 pytestmark = [pytest.mark.images, pytest.mark.skipif(bool(missing), reason=missing)]
@@ -379,6 +382,26 @@ def test_a_span_by_each_protocol_comes_to_the_backend_with_what_kubernetes_knows
         confined(traces, 10001, {10001})
 
 
+REMOTE_WRITE = SEED_LISTENERS["metrics"]["prometheusRemoteWrite"]
+
+
+def _write_request(name: str) -> bytes:
+    """prometheus.WriteRequest with one sample (Remote Write 1.0)."""
+    sample = b"\x09" + struct.pack("<d", 1.0) + b"\x10" + varint(1_700_000_000_000)
+    series = delimited(1, delimited(1, b"__name__") + delimited(2, name.encode())) + delimited(2, sample)
+    return bytes(cramjam.snappy.compress_raw(delimited(1, series)))
+
+
+def test_remote_write_comes_to_the_backend_with_what_kubernetes_knows(site: Site) -> None:
+    headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "snappy", "X-Prometheus-Remote-Write-Version": "0.1.0"}
+    post = urllib.request.Request(f"http://{METRICS}:{REMOTE_WRITE}/api/v1/write", _write_request("written_remotely"), headers)
+    with site.pod("metrics-metadata", site.render(TRUSTING, {"listeners": SEED_LISTENERS})) as running:
+        assert within(site.network.path("app"), lambda: _status(post)) == 204
+        wait_until(lambda: "written_remotely" in site.arrived(), 40, f"delivery; {list(running.reasons())}")
+        assert site.arrived()["written_remotely"]["k8s.pod.name"] == "web-0"
+        confined(running, 10001, {10001})
+
+
 def test_events_come_to_the_backend_once_each_also_those_from_while_no_pod_was_there(site: Site) -> None:
     role = site.pod("events", site.render(TRUSTING))
     with role:
@@ -539,14 +562,17 @@ def test_one_key_makes_the_roles_speak_mutual_tls(site: Site) -> None:
     write_log(site, "line in TLS", 0, 0o640)
     write_journal(site, "before the start")
     ca, stranger = trustme.CA(), trustme.CA()
-    service = "r-lockgate-logs-metadata.sumo.svc.cluster.local"
-    secrets = {("sumo", "lockgate-mutual-tls"): pair(ca, service), ("sumo-nodes", "lockgate-mutual-tls"): pair(ca, "logs-collector")}
+    service, of_metrics = (f"r-lockgate-{role}-metadata.sumo.svc.cluster.local" for role in ("logs", "metrics"))
+    secrets = {
+        ("sumo", "lockgate-mutual-tls"): pair(ca, service, of_metrics),
+        ("sumo-nodes", "lockgate-mutual-tls"): pair(ca, "logs-collector"),
+    }
     node = replace(site.node, secrets={**site.node.secrets, **secrets})
-    objects = site.render(TRUSTING, _documented("mutualTls"))
+    objects = site.render(TRUSTING, _documented("mutualTls"), {"listeners": {"metrics": SEED_LISTENERS["metrics"]}})
 
-    def answer(context: ssl.SSLContext) -> bytes:
-        """What a client in this context, at a pod that the policies let through, is told on a port of logs metadata."""
-        with socket.create_connection((LOGS, 4318), 10) as plain, context.wrap_socket(plain, server_hostname=service) as secured:
+    def answer(context: ssl.SSLContext, host: str = LOGS, port: int = 4318, name: str = service) -> bytes:
+        """What a client in this context, at a pod that the policies let through, is told on a port of logs (or other) metadata."""
+        with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=name) as secured:
             with suppress(ssl.SSLError, ConnectionError):  # in TLS 1.3 a server's refusal comes after the client's handshake
                 secured.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 return secured.recv(100)
@@ -569,6 +595,10 @@ def test_one_key_makes_the_roles_speak_mutual_tls(site: Site) -> None:
         assert within(app, lambda: answer(client(ca.issue_cert("a")))).startswith(b"HTTP/1.1 404")
         confined(metadata, 10001, {10001})
         confined(collector, 10001, {0, 190, 10001})
+    with site.pod("metrics-metadata", objects, node):
+        there = (METRICS, REMOTE_WRITE, of_metrics)
+        assert within(app, lambda: answer(client(None), *there)) == b""
+        assert within(app, lambda: answer(client(ca.issue_cert("a")), *there)).startswith(b"HTTP/1.1 404")
     with site.pod("events", objects, node) as events:  # nobody connects to it but who scrapes: it has no certificate, and needs none
         site.say("beside mutual tls")
         wait_until(lambda: "beside mutual tls" in site.arrived(), 40, f"delivery; {list(events.reasons())}")
