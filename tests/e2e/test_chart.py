@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from support import helm
+from support import helm, span_clients
+from support.backend import Backend
 from support.chart_values import CASES, SEED, SEED_LISTENERS, SEED_SECRET_OVER_CERTS
 from support.helm import CHART, Object, Refused, complete, of_kind, pod, workloads
+from support.process import Role, free_port, wait_until
 from support.rungs import becoming, contained, needs_root, open_directory, place
 
 from lockgate.collector.config import Configuration, load
@@ -474,6 +477,33 @@ def test_each_port_of_the_security_document_is_open_where_it_is_asked_for_and_no
             shown = {(port["port"], port["protocol"], port["targetPort"]) for port in service["spec"]["ports"]}
             named = {(port["containerPort"], port["protocol"], port["name"]) for port in pod(each)["containers"][0]["ports"]}
             assert shown == {port for port in named if port[2] != "health"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"], ids=["ipv4", "ipv6mode"])
+def test_the_rendered_traces_role_takes_a_span_by_each_protocol_and_tells_strategies(tmp_path: Path, host: str) -> None:
+    if host == "[::1]" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6 here")
+    ports = {key: free_port() for key in ("otlpHttp", "health", "ownMetrics", "ledger", *SEED_LISTENERS["traces"])}
+    objects = helm.render({"listeners": {"traces": ports}, "sumologic": {"ipv6mode": host == "[::1]"}})
+    [data] = [each["data"] for each in of_kind(objects, "ConfigMap") if component(each) == "traces"]
+    strategies = tmp_path / "sampling_strategies.json"
+    strategies.write_text(data[strategies.name])
+    configuration = yaml.safe_load(data["lockgate.yaml"])
+    configuration["processors"]["k8sattributes"] = {"passthrough": True}  # tests/peers has it with an API server
+    configuration["extensions"] |= {"file_storage": {"directory": str(tmp_path / "storage"), "create_directory": True}}
+    configuration["extensions"]["ledger"]["state_directory"] = str(tmp_path)
+    configuration["extensions"]["jaegerremotesampling"]["source"]["file"] = str(strategies)
+    spans = {key: ports[key] for key in span_clients.CLIENTS}
+    with Backend() as backend, Role(tmp_path / "role", json.dumps(configuration), {"LOCKGATE_BACKEND_URL": backend.url}):
+        span_clients.send([], host, spans, "by ")
+
+        def names() -> set[str]:
+            scopes = [scope for *_, request in list(backend.requests) for each in request.resource_spans for scope in each.scope_spans]
+            return {span.name for scope in scopes for span in scope.spans}
+
+        wait_until(lambda: {f"by {key}" for key in spans} <= names(), 40, lambda: f"a span by each protocol; there are {names()}")
+        with urllib.request.urlopen(f"http://{host}:{ports['jaegerSampling']}/sampling?service=any", timeout=20) as answer:
+            assert json.load(answer)["probabilisticSampling"] == {"samplingRate": 0.001}
 
 
 def test_pods_follow_their_sampling_strategies_without_a_restart() -> None:

@@ -83,8 +83,9 @@ def _datagram(protocol: type[TCompactProtocol] | type[TBinaryProtocol]) -> Calla
         message.writeMessageBegin("emitBatch", TMessageType.ONEWAY, 0)
         Agent.emitBatch_args(_thrift(name)).write(message)
         message.writeMessageEnd()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-            datagrams.sendto(buffer.getvalue(), (host, port))
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as datagrams:
+            datagrams.sendto(buffer.getvalue(), address)
 
     return send
 
