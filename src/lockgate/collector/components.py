@@ -18,8 +18,10 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     Kind.RECEIVER: {
         "filelog": "filelog:FilelogReceiver",
         "fluentforward": "fluentforward:FluentForwardReceiver",
+        "jaeger": "jaeger:JaegerReceiver",
         "journald": "journald:JournaldReceiver",
         "otlp": "otlp:OtlpReceiver",
+        "prometheusremotewrite": "prometheusremotewrite:PrometheusRemoteWriteReceiver",
         "raw_k8s_events": "raw_k8s_events:RawK8sEventsReceiver",
         "sumologic": "sumologic:SumologicReceiver",
     },
