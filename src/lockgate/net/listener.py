@@ -32,6 +32,8 @@ class Address:
     port: int
     family: int = socket.AF_UNSPEC
     has_datagrams: bool = False
+    has_streams: bool = True
+    """Without, nothing but datagrams."""
 
 
 @dataclass(slots=True)
@@ -53,10 +55,12 @@ class Listener:
     @property
     def port(self) -> int:
         """The port that is listened at: the system's choice where it was 0."""
-        return int(self._servers[0].sockets[0].getsockname()[1])
+        return int((self._servers[0].sockets if self._servers else self.datagrams)[0].getsockname()[1])
 
-    async def open(self, context: Context, address: Address, serve: Callable[[socket.socket], Awaitable[asyncio.Server]]) -> None:
-        """Has `serve` make a server for each socket of the address. Raises OSError."""
+    async def open(
+        self, context: Context, address: Address, serve: Callable[[socket.socket], Awaitable[asyncio.Server]] | None = None
+    ) -> None:
+        """Has `serve` make a server for each socket of the address that takes streams. Raises OSError."""
         # Whoever asks for any free port gets one of its own.
         found = context.host.shared(address, lambda: _bind(address)) if address.port else _bind(address)
         try:
@@ -67,8 +71,9 @@ class Listener:
             self._stack.callback(_release, bound)
             # Copies: asyncio closes what it is given, and the connections at the door with the last one.
             self.datagrams = [each.dup() for each in bound.datagrams]
-            for each in bound.sockets:
-                self._servers.append(await serve(each.dup()))
+            if serve is not None:
+                for each in bound.sockets:
+                    self._servers.append(await serve(each.dup()))
         except BaseException:
             await self.close()
             raise
@@ -101,6 +106,9 @@ def _release(bound: _Bound) -> None:
 @contextlib.asynccontextmanager
 async def _bind(address: Address) -> AsyncIterator[_Bound]:
     with contextlib.ExitStack() as stack:
+        if not address.has_streams:
+            yield _Bound([], await _bind_udp(address, stack))
+            return
         bound = _Bound([_bind_unix(address.host, stack)] if address.port == UNIX else await _bind_tcp(address, stack))
         if address.has_datagrams:
             for each in bound.sockets:
@@ -118,6 +126,28 @@ async def _bind_tcp(address: Address, stack: contextlib.ExitStack) -> list[socke
     )
     sockets = [stack.enter_context(each.dup()) for each in server.sockets]
     server.close()
+    return sockets
+
+
+async def _bind_udp(address: Address, stack: contextlib.ExitStack) -> list[socket.socket]:
+    found = await asyncio.get_running_loop().getaddrinfo(
+        address.host or None, address.port, family=address.family, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    for family, kind, protocol, _, place in dict.fromkeys(found):
+        try:
+            each = stack.enter_context(socket.socket(family, kind, protocol))
+        except OSError:
+            continue  # a kernel without IPv6 still gives its addresses, as asyncio knows of TCP's
+        each.setblocking(False)
+        if family == socket.AF_INET6:
+            each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # The system's choice is made once for all of a name's addresses.
+        port = sockets[0].getsockname()[1] if sockets else place[1]
+        each.bind((place[0], port, *place[2:]))
+        sockets.append(each)
+    if not sockets:
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     return sockets
 
 

@@ -1,7 +1,8 @@
 # What memory.py says, for the compiled kernels: inlined into each.
 
 from cpython.bytearray cimport PyByteArray_FromStringAndSize
-from libc.string cimport memchr, memcmp, memcpy, strlen
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.string cimport memchr, memcmp, memcpy, memmove, strlen
 
 ctypedef const unsigned char* Bytes
 
@@ -13,6 +14,10 @@ cdef inline bytearray new_buffer(Py_ssize_t size):
 cdef inline Py_ssize_t copy(unsigned char* out, Py_ssize_t o, Bytes src, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
     memcpy(out + o, src + start, size)
     return o + size
+
+
+cdef inline void move(unsigned char* out, Py_ssize_t o, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
+    memmove(out + o, out + start, size)
 
 
 cdef inline Py_ssize_t put(unsigned char* out, Py_ssize_t o, const char* word) noexcept nogil:
@@ -91,3 +96,68 @@ cdef inline bint is_utf8(Bytes src, Py_ssize_t p, Py_ssize_t end) noexcept nogil
             return False
         p += 4
     return True
+
+
+cdef inline bytes big64(unsigned long long number):
+    cdef unsigned char out[8]
+    cdef int place
+    for place in range(8):
+        out[7 - place] = <unsigned char>(number >> 8 * place)
+    return PyBytes_FromStringAndSize(<char*>out, 8)
+
+
+cdef inline bytes little64(unsigned long long number):
+    cdef unsigned char out[8]
+    cdef int place
+    for place in range(8):
+        out[place] = <unsigned char>(number >> 8 * place)
+    return PyBytes_FromStringAndSize(<char*>out, 8)
+
+
+cdef inline Py_ssize_t put_varint(unsigned char* out, Py_ssize_t o, unsigned long long number) noexcept nogil:
+    while number > 127:
+        out[o] = number & 127 | 128
+        number >>= 7
+        o += 1
+    out[o] = <unsigned char>number
+    return o + 1
+
+
+cdef inline Py_ssize_t varint_size(unsigned long long number) noexcept nogil:
+    cdef Py_ssize_t size = 1
+    while number > 127:
+        number >>= 7
+        size += 1
+    return size
+
+
+cdef inline bytes varint(unsigned long long number):
+    cdef unsigned char out[10]
+    return PyBytes_FromStringAndSize(<char*>out, put_varint(out, 0, number))
+
+
+cdef inline bytes field(int tag, bytes body):
+    cdef Py_ssize_t size = len(body), o
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, 1 + varint_size(size) + size)
+    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(whole)
+    out[0] = tag
+    o = put_varint(out, 1, size)
+    memcpy(out + o, PyBytes_AS_STRING(body), size)
+    return whole
+
+
+cdef inline bytes attribute(int tag, bytes key, bytes value):
+    cdef Py_ssize_t keys = len(key), values = len(value), o
+    cdef Py_ssize_t size = 2 + varint_size(keys) + keys + varint_size(values) + values
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, 1 + varint_size(size) + size)
+    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(whole)
+    out[0] = tag
+    o = put_varint(out, 1, size)
+    out[o] = 0x0A
+    o = put_varint(out, o + 1, keys)
+    memcpy(out + o, PyBytes_AS_STRING(key), keys)
+    o += keys
+    out[o] = 0x12
+    o = put_varint(out, o + 1, values)
+    memcpy(out + o, PyBytes_AS_STRING(value), values)
+    return whole

@@ -5,6 +5,9 @@ Positions are from the start of the buffer. Nothing is checked in the compiled f
 
 from __future__ import annotations
 
+from lockgate.wire.protobuf import delimited
+from lockgate.wire.protobuf import varint as varint
+
 Buffer = bytes | bytearray
 
 
@@ -17,6 +20,11 @@ def copy(out: bytearray, o: int, src: Buffer, start: int, size: int) -> int:
     """Copies src[start : start + size] to out[o:]; the position behind it."""
     out[o : o + size] = src[start : start + size]
     return o + size
+
+
+def move(out: bytearray, o: int, start: int, size: int) -> None:
+    """Copies out[start : start + size] to out[o:]; the two may overlap."""
+    out[o : o + size] = out[start : start + size]
 
 
 def put(out: bytearray, o: int, word: bytes) -> int:
@@ -61,3 +69,23 @@ def is_utf8(src: Buffer, p: int, end: int) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def big64(number: int) -> bytes:
+    """The number below 2**64 in eight bytes, the highest first."""
+    return number.to_bytes(8, "big")
+
+
+def little64(number: int) -> bytes:
+    """The number below 2**64 in eight bytes, the lowest first."""
+    return number.to_bytes(8, "little")
+
+
+def field(tag: int, body: bytes) -> bytes:
+    """A delimited protobuf field of this tag, which is a byte."""
+    return delimited(tag >> 3, body)
+
+
+def attribute(tag: int, key: bytes, value: bytes) -> bytes:
+    """A KeyValue of an encoded AnyValue, as a field of this tag."""
+    return field(tag, field(0x0A, key) + field(0x12, value))

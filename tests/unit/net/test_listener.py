@@ -103,3 +103,33 @@ async def test_an_address_that_another_listens_at_is_refused(keeping: ProgramHos
     assert refused.value.errno == errno.EADDRINUSE
     socket.create_connection(("127.0.0.1", address.port)).close()
     await first.close()
+
+
+async def test_datagrams_alone_have_sockets_at_all_addresses_of_a_name_and_one_port() -> None:
+    listener = Listener()
+    await listener.open(context(), Address("localhost", 0, has_datagrams=True, has_streams=False))
+    try:
+        assert {each.type for each in listener.datagrams} == {socket.SOCK_DGRAM}
+        assert {each.getsockname()[1] for each in listener.datagrams} == {listener.port}
+        found = await asyncio.get_running_loop().getaddrinfo("localhost", None, type=socket.SOCK_DGRAM)
+        assert {each.getsockname()[0] for each in listener.datagrams} == {place[0] for *_, place in found}
+    finally:
+        for each in listener.datagrams:
+            each.close()
+        await listener.close()
+
+
+async def test_a_stream_and_datagrams_may_have_the_same_port_and_datagrams_not_twice(keeping: ProgramHost) -> None:
+    number = free_port()
+    stream = await opened([], keeping, Address("127.0.0.1", number))
+    address = Address("127.0.0.1", number, has_datagrams=True, has_streams=False)
+    first, second = Listener(), Listener()
+    await first.open(context(host=keeping), address)
+    with pytest.raises(OSError) as refused:
+        await second.open(context(host=keeping), address)
+    assert refused.value.errno == errno.EADDRINUSE
+    for each in first.datagrams:
+        each.close()
+    await first.close()
+    await stream.close()
+    await keeping.end_unused()

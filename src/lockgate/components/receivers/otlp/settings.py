@@ -1,6 +1,6 @@
 """What a user writes under `receivers.otlp`."""
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,6 +8,7 @@ from lockgate.batch import Signal
 from lockgate.kit.units import Duration
 from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.net.http_server import HttpServerSettings
+from lockgate.net.protocols import NamedProtocols
 from lockgate.pipeline.needs import ComponentSettings
 
 
@@ -46,27 +47,13 @@ class OtlpGrpcSettings(GrpcServerSettings):
     """`host:port` to listen on; without a host, on every address."""
 
 
-class ProtocolsSettings(ComponentSettings):
+class ProtocolsSettings(NamedProtocols):
     """The transports to serve; a transport that is named without anything below it is served with its defaults."""
 
     http: OtlpHttpSettings | None = None
     """OTLP over HTTP, on port 4318."""
     grpc: OtlpGrpcSettings | None = None
     """OTLP over gRPC, on port 4317."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_default(cls, value: Any) -> Any:
-        # Elsewhere null means "not written"; here `http:` alone is how the collector's users switch a protocol on.
-        if isinstance(value, dict):
-            return {key: {} if item is None else item for key, item in value.items()}
-        return {} if value is None else value
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> Self:
-        if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError(f"names no protocol; add {' or '.join(type(self).model_fields)}")
-        return self
 
 
 class OtlpReceiverSettings(ComponentSettings):
