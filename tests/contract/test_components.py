@@ -30,6 +30,7 @@ MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.RECEIVER, "fluentforward"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.RECEIVER, "jaeger"): lambda tmp: {"protocols": {"thrift_http": {"endpoint": "127.0.0.1:0"}}},
     (Kind.RECEIVER, "journald"): lambda tmp: {"directory": str(tmp)},
+    (Kind.RECEIVER, "opencensus"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.RECEIVER, "otlp"): lambda tmp: {"protocols": {"http": {"endpoint": "127.0.0.1:0"}}},
     (Kind.RECEIVER, "prometheusremotewrite"): lambda tmp: {"endpoint": "127.0.0.1:0"},
     (Kind.RECEIVER, "raw_k8s_events"): lambda tmp: {"auth_type": "none", "api_server": NOBODY},

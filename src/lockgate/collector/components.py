@@ -20,6 +20,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fluentforward": "fluentforward:FluentForwardReceiver",
         "jaeger": "jaeger:JaegerReceiver",
         "journald": "journald:JournaldReceiver",
+        "opencensus": "opencensus:OpenCensusReceiver",
         "otlp": "otlp:OtlpReceiver",
         "prometheusremotewrite": "prometheusremotewrite:PrometheusRemoteWriteReceiver",
         "raw_k8s_events": "raw_k8s_events:RawK8sEventsReceiver",
