@@ -112,7 +112,7 @@ def prometheus(folder: Path, target: Target, url: str, version: int) -> Iterator
         f"--config.file={folder}/prometheus.yaml",
         f"--storage.agent.path={folder}/wal",
         f"--web.listen-address=127.0.0.1:{free_port()}",
-        "--enable-feature=exemplar-storage,metadata-wal-records,native-histograms",
+        "--enable-feature=exemplar-storage,metadata-wal-records",
     ]
     with running(command, folder / "prometheus.log"):
         yield
@@ -129,7 +129,7 @@ def vmagent(folder: Path, target: Target, url: str, version: int) -> Iterator[No
         f"-remoteWrite.tmpDataPath={folder}/queue",
         "-remoteWrite.flushInterval=200ms",
         "-remoteWrite.retryMinInterval=100ms",
-        "-remoteWrite.retryMaxTime=500ms",
+        "-remoteWrite.retryMaxInterval=500ms",
         f"-httpListenAddr=127.0.0.1:{free_port()}",
         "-memory.allowedBytes=128MB",
     ]
@@ -205,6 +205,9 @@ def test_every_sample_arrives_over_refusals_and_a_restart(tmp_path: Path, sender
 
             wait_until(lambda: not missing(), 90, lambda: f"{sorted(missing())} of {target.last}")
             check(backend, target, version)
+        if sender is prometheus:
+            assert "non-recoverable" not in (tmp_path / "sender" / "prometheus.log").read_text()
+            assert sum(len(point.exemplars) for _, metric, point in points(backend) if metric.name == "scrapes_total") > 3
 
 
 def check(backend: Backend, target: Target, version: int) -> None:
@@ -213,13 +216,12 @@ def check(backend: Backend, target: Target, version: int) -> None:
         for value in range(1, target.last):
             (time_ms,) = found[value]
             assert -1 < target.served[value] - time_ms / 1000 < 30
-    kinds, attributes, exemplars, histograms = {}, {}, 0, 0
+    kinds, attributes, histograms = {}, {}, 0
     for resource, metric, point in points(backend):
         if metric.name in ("scrapes_total", "depth", "latency_bucket", "latency_count", "latency_sum"):
             assert resource == {"service.name": "ns/monitor", "service.instance.id": target.address}
             kinds[metric.name] = metric.WhichOneof("data")
             attributes[metric.name] = {each.key: each.value.string_value for each in point.attributes}
-            exemplars += len(point.exemplars)
         if metric.name == "latency" and metric.WhichOneof("data") == "histogram" and not point.flags & 1:
             assert list(point.explicit_bounds) == [0.1, 1.0]
             assert list(point.bucket_counts) == [point.count // 2, 0, point.count // 2]

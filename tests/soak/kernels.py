@@ -16,6 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.jaeger import datagram, post_spans, posted, varied_batch  # found there
+
 import lockgate.wire
 from lockgate.wire.protobuf import DecodeError, delimited, key_values
 
@@ -72,6 +76,8 @@ def kernel(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    if name == "lockgate.wire.thrift":
+        sys.modules[name] = module  # with which jaeger reads
     spec.loader.exec_module(module)
     return module
 
@@ -126,18 +132,33 @@ def written(series: ModuleType, payload: bytes, version: int, limit: int) -> Any
         return told, attributes, None
 
 
+def translated(jaeger: ModuleType, batch: bytes, binary: bytes, compact: bytes, message: bytes) -> list[Any]:
+    """What the kernel makes of each of Jaeger's encodings."""
+    agent = [outcome(jaeger.from_agent, binary, False), outcome(jaeger.from_agent, compact, True)]
+    return [outcome(jaeger.from_thrift, batch), *agent, outcome(jaeger.from_protobuf, message)]
+
+
+def skipped(thrift: ModuleType, data: bytes, compact: int) -> int:
+    """Where a struct ends."""
+    reader = thrift.Reader(data, bool(compact))
+    reader.skip(thrift.STRUCT)
+    return int(reader.at)
+
+
 def main() -> None:
     directory, seconds = Path(sys.argv[1]), float(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("columns", "cri", "otlp", "records", "resources", "series")
+    names = ("columns", "cri", "jaeger", "otlp", "records", "resources", "series", "thrift")
     assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
     compiled = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
     plain = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
     assert all(module.compiled for module in compiled) and not any(module.compiled for module in plain)
-    columns, cri, otlp, records, resources, series = compiled
-    plain_columns, plain_cri, plain_otlp, plain_records, plain_resources, plain_series = plain
+    columns, cri, jaeger, otlp, records, resources, series, thrift = compiled
+    plain_columns, plain_cri, plain_jaeger, plain_otlp, plain_records, plain_resources, plain_series, plain_thrift = plain
+    sent = varied_batch()
+    batches = (posted(sent), datagram(sent, compact=False), datagram(sent, compact=True), bytes(post_spans(sent).SerializeToString()))
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         data, resource, most = chunk(chance), chance.randbytes(chance.choice([0, 1, 200])), chance.choice([1, 2, 1000])
@@ -156,6 +177,10 @@ def main() -> None:
         version = chance.choice([1, 2])
         writes = (mutated(chance, chance.choice([WRITES[version - 1], *WRITES])), version, chance.choice([0, 100, 1 << 20]))
         assert outcome(written, series, *writes) == outcome(written, plain_series, *writes), writes
+        damaged = [mutated(chance, each) for each in batches]
+        assert [translated(jaeger, *damaged)] == [translated(plain_jaeger, *damaged)], damaged
+        for compact, each in enumerate((damaged[0], damaged[2][14:])):
+            assert outcome(skipped, thrift, each, compact) == outcome(skipped, plain_thrift, each, compact), each
         runs += 1
     print(runs, "rounds, no difference")
 

@@ -1,7 +1,7 @@
 # The C types of jaeger.py, for its compiled form. Locals not named have the types that follow from these (infer_types).
 
 cimport cython
-from lockgate.wire.memory cimport Bytes, attribute, big64, field, is_utf8, little64, varint
+from lockgate.wire.memory cimport Bytes, attribute, big64, cut, field, fixed64, is_utf8, varint
 from lockgate.wire.thrift cimport Reader
 
 cdef unsigned long long _UNSIGNED64
@@ -56,7 +56,7 @@ cdef class _Thrift:
 cdef class _Protobuf:
     cdef bytes data, process_raw
     cdef Bytes src
-    cdef Py_ssize_t size, at, values
+    cdef Py_ssize_t size, at, values, scopes
     cdef unsigned long long low
     cdef bint has_process
     cdef dict groups
@@ -69,7 +69,7 @@ cdef class _Protobuf:
     cdef bytes process(self)
     @cython.locals(tag="unsigned long long", span=_Span, is_blank=bint, duration="unsigned long long")
     cdef int span(self, Py_ssize_t end) except -1
-    @cython.locals(scope=bytes, tags=dict, encoded=bytes, group=dict)
+    @cython.locals(scope=bytes, key=bytes, tags=dict, encoded=bytes, group=dict)
     cdef int add(self, _Span span, bytes process) except -1
     @cython.locals(tag="unsigned long long", type="unsigned long long", high="unsigned long long", low="unsigned long long", id="unsigned long long")
     cdef int reference(self, _Span span, Py_ssize_t end) except -1
@@ -103,7 +103,7 @@ cdef bytes _resource(bytes service, dict tags)
 cdef bytes _event(unsigned long long time, dict fields)
 @cython.locals(key=bytes, value=bytes)
 cdef bytes _attributes(int tag, dict found)
-@cython.locals(text=bytes)
+@cython.locals(text=bytes, digits=bytes, number="unsigned long long", byte="unsigned long long", shift=int)
 cdef int _http_status(bytes value, int kind) except -1
 @cython.locals(start=Py_ssize_t, text=bytes)
 cdef bytes _string(int tag, bytes value)

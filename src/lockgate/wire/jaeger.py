@@ -9,7 +9,7 @@ state stays a tag in Thrift. Other than there,
 - text that is not UTF-8 becomes bytes, and in names replacement characters: OTLP's receivers refuse a whole request for it;
 - a span of protobuf without a start time has none, instead of one in the year 2339;
 - of a tag that a span has twice the last one counts, for its scope too;
-- a list of tags or references has at most 65,536 of them, and a request 2^20 spans, tags, logs and references.
+- a list of tags or references has at most 65,536 of them, a request 65,536 processes and scopes, and 2^20 spans, tags, logs and references.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import cython
 from lockgate.wire.protobuf import DecodeError, key_values
 
 if not cython.compiled:  # jaeger.pxd has the compiled ones
-    from lockgate.wire.memory import attribute, big64, field, is_utf8, little64, varint
+    from lockgate.wire.memory import attribute, big64, cut, field, fixed64, is_utf8, varint
     from lockgate.wire.thrift import Reader
 
 compiled: bool = cython.compiled
@@ -27,7 +27,7 @@ compiled: bool = cython.compiled
 
 _UNSIGNED64 = (1 << 64) - 1
 _MOST = 65536
-"""A distinct tag takes some 300 bytes while its span is read, however short it was."""
+"""A distinct tag takes some 300 bytes while its span is read, a process 700, however short they were."""
 _MOST_VALUES = 1 << 20
 
 _KINDS = {b"internal": 1, b"server": 2, b"client": 3, b"producer": 4, b"consumer": 5}
@@ -261,11 +261,11 @@ class _Thrift:
         if type == 0:
             found[key] = text
         elif type == 1:
-            found[key] = b"\x21" + little64(bits)
+            found[key] = fixed64(0x21, bits)
         elif type == 2:
             found[key] = b"\x10\x01" if truth else b"\x10\x00"
         elif type == 3:
-            found[key] = b"\x18" + varint(number)
+            found[key] = varint(0x18, number)
         elif type == 4:
             found[key] = binary
         else:
@@ -287,7 +287,7 @@ class _Protobuf:
         self.data = bytes(message)
         self.src = self.data
         self.size = len(self.data)
-        self.at = self.values = 0
+        self.at = self.values = self.scopes = 0
         self.process_raw = b""
         """Of the batch."""
         self.has_process = False
@@ -392,8 +392,14 @@ class _Protobuf:
         encoded = span.encoded()
         if state is not None:
             encoded += _string(0x1A, state)
+        key = field(0x0A, scope) if scope else b""
         group = self.groups.setdefault(process, {})
-        group.setdefault(field(0x0A, scope) if scope else b"", []).append(field(0x12, encoded))
+        if key not in group:
+            group[key] = []
+            self.scopes += 1
+            if self.scopes > _MOST:
+                raise DecodeError(f"spans of more than {_MOST} processes and scopes; send smaller batches")
+        group[key].append(field(0x12, encoded))
 
     def reference(self, span: _Span, end: int) -> None:
         type = low = high = id = 0
@@ -452,9 +458,9 @@ class _Protobuf:
         elif type == 1:
             found[key] = b"\x10\x01" if truth else b"\x10\x00"
         elif type == 2:
-            found[key] = b"\x18" + varint(number)
+            found[key] = varint(0x18, number)
         elif type == 3:
-            found[key] = b"\x21" + little64(bits)
+            found[key] = fixed64(0x21, bits)
         elif type == 4:
             found[key] = binary
         else:
@@ -516,10 +522,10 @@ class _Protobuf:
         return number
 
     def content(self, end: int) -> bytes:
-        start, stop = self.at, self.stop(end)
+        stop = self.stop(end)
         start = self.at
         self.at = stop
-        return self.data[start:stop]
+        return cut(self.src, start, stop - start)
 
     def stop(self, end: int) -> int:
         """Where a delimited field ends, whose content begins at `at` then."""
@@ -587,12 +593,12 @@ class _Span:
         if tags:
             if (given := tags.pop(b"span.kind", None)) is not None:
                 kind = _KINDS.get(_string(0, given), 0)
-                out.append(b"\x30" + varint(kind))
+                out.append(varint(0x30, kind))
             status = self.status(kind)
             if status:
                 out.append(field(0x7A, status))
-        out.append(b"\x39" + little64(self.start))
-        out.append(b"\x41" + little64(self.end))
+        out.append(fixed64(0x39, self.start))
+        out.append(fixed64(0x41, self.end))
         out.append(_attributes(0x4A, tags))
         out += self.events
         for type, high, low, id in self.references:
@@ -635,7 +641,7 @@ class _Span:
                 return b""
             message = tags.get(b"http.status_message")
         out = b"" if message is None else _string(0x12, message)
-        return out + b"\x18" + varint(code) if code else out
+        return out + varint(0x18, code) if code else out
 
 
 def _resource(service: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -653,7 +659,7 @@ def _resource(service: bytes, tags: dict[bytes, bytes]) -> bytes:
 
 def _event(time: int, fields: dict[bytes, bytes]) -> bytes:
     """An encoded Event, as a field of a span."""
-    out = b"\x09" + little64(time)
+    out = fixed64(0x09, time)
     if (name := fields.pop(b"event", None)) is not None:
         out += _string(0x12, name)
     return field(0x5A, out + _attributes(0x1A, fields))
@@ -666,21 +672,20 @@ def _attributes(tag: int, found: dict[bytes, bytes]) -> bytes:
 
 def _http_status(value: bytes, kind: int) -> int:
     """The status that the attribute `http.status_code` stands for in a span of this kind; 0 for none."""
+    number = shift = 0
     if value[0] == 0x18:
-        number = shift = 0
         for byte in value[1:]:
             number |= (byte & 127) << shift
             shift += 7
-        code = number - (1 << 64) if number >> 63 else number
     else:
         text = _string(0, value)
         digits = text[1:] if text[:1] in (b"+", b"-") else text
         if not digits.isdigit() or len(digits) > 100 or int(digits) >> 63:
             return 0
-        code = int(text)
-    if 400 <= code < 500 and kind == 2:
+        number = int(digits) if text[0] != 45 else _UNSIGNED64  # less than nothing is no status, like what is too much
+    if 400 <= number < 500 and kind == 2:
         return 0
-    return 0 if 100 <= code < 399 else 2
+    return 0 if 100 <= number < 399 else 2
 
 
 def _string(tag: int, value: bytes) -> bytes:
@@ -691,7 +696,7 @@ def _string(tag: int, value: bytes) -> bytes:
     else:
         while value[start] > 127:
             start += 1
-        text = value[start + 1 :]
+        text = cut(value, start + 1, len(value) - start - 1)
     return field(tag, text) if tag else text
 
 

@@ -98,6 +98,10 @@ cdef inline bint is_utf8(Bytes src, Py_ssize_t p, Py_ssize_t end) noexcept nogil
     return True
 
 
+cdef inline bytes cut(Bytes src, Py_ssize_t start, Py_ssize_t size):
+    return PyBytes_FromStringAndSize(<const char*>src + start, size)  # a slice of bytes takes three objects
+
+
 cdef inline bytes big64(unsigned long long number):
     cdef unsigned char out[8]
     cdef int place
@@ -106,12 +110,13 @@ cdef inline bytes big64(unsigned long long number):
     return PyBytes_FromStringAndSize(<char*>out, 8)
 
 
-cdef inline bytes little64(unsigned long long number):
-    cdef unsigned char out[8]
+cdef inline bytes fixed64(int tag, unsigned long long number):
+    cdef unsigned char out[9]
     cdef int place
+    out[0] = tag
     for place in range(8):
-        out[place] = <unsigned char>(number >> 8 * place)
-    return PyBytes_FromStringAndSize(<char*>out, 8)
+        out[place + 1] = <unsigned char>(number >> 8 * place)
+    return PyBytes_FromStringAndSize(<char*>out, 9)
 
 
 cdef inline Py_ssize_t put_varint(unsigned char* out, Py_ssize_t o, unsigned long long number) noexcept nogil:
@@ -131,9 +136,10 @@ cdef inline Py_ssize_t varint_size(unsigned long long number) noexcept nogil:
     return size
 
 
-cdef inline bytes varint(unsigned long long number):
-    cdef unsigned char out[10]
-    return PyBytes_FromStringAndSize(<char*>out, put_varint(out, 0, number))
+cdef inline bytes varint(int tag, unsigned long long number):
+    cdef unsigned char out[11]
+    out[0] = tag
+    return PyBytes_FromStringAndSize(<char*>out, put_varint(out, 1, number))
 
 
 cdef inline bytes field(int tag, bytes body):

@@ -5,8 +5,7 @@ Positions are from the start of the buffer. Nothing is checked in the compiled f
 
 from __future__ import annotations
 
-from lockgate.wire.protobuf import delimited
-from lockgate.wire.protobuf import varint as varint
+from lockgate.wire import protobuf
 
 Buffer = bytes | bytearray
 
@@ -71,19 +70,29 @@ def is_utf8(src: Buffer, p: int, end: int) -> bool:
     return True
 
 
+def cut(src: bytes, start: int, size: int) -> bytes:
+    """src[start : start + size]."""
+    return src[start : start + size]
+
+
 def big64(number: int) -> bytes:
     """The number below 2**64 in eight bytes, the highest first."""
     return number.to_bytes(8, "big")
 
 
-def little64(number: int) -> bytes:
-    """The number below 2**64 in eight bytes, the lowest first."""
-    return number.to_bytes(8, "little")
+def fixed64(tag: int, number: int) -> bytes:
+    """A protobuf field of eight bytes for the number below 2**64. Here as below the tag is one byte."""
+    return bytes([tag]) + number.to_bytes(8, "little")
+
+
+def varint(tag: int, number: int) -> bytes:
+    """A protobuf field with the varint of the number below 2**64."""
+    return bytes([tag]) + protobuf.varint(number)
 
 
 def field(tag: int, body: bytes) -> bytes:
-    """A delimited protobuf field of this tag, which is a byte."""
-    return delimited(tag >> 3, body)
+    """A delimited protobuf field."""
+    return protobuf.delimited(tag >> 3, body)
 
 
 def attribute(tag: int, key: bytes, value: bytes) -> bytes:

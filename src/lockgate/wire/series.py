@@ -506,6 +506,9 @@ class Scan:
             size = self.samples(begin, stop)
             if size < 0:
                 return False
+            self.messages += (self.points if self.points else 1) * (1 + 2 * self.count) + 4
+            if self.messages > 2097152:  # MOST_MESSAGES; now, because to compare the labels of what is refused anyway takes time as well
+                return True
             self.row[row] = begin
             self.row[row + 1] = stop
             self.row[row + 2] = self.labels_from if self.labels_from >= 0 else -1
@@ -524,7 +527,6 @@ class Scan:
                 self.row[row + 4] = -1
             else:
                 self.accepted += self.points
-                self.messages += self.points * (1 + 2 * self.count) + 4
                 self.row[row + 4] = self.resource()
                 self.row[row + 5] = self.metric()
                 if size > 0x7FFFFFFF:

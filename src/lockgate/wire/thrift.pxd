@@ -1,7 +1,7 @@
 # The C types of thrift.py, for its compiled form and the kernels that read with it. Locals not named have the types that follow from these.
 
 cimport cython
-from lockgate.wire.memory cimport Bytes
+from lockgate.wire.memory cimport Bytes, cut
 
 cdef unsigned long long _UNSIGNED64
 

@@ -23,6 +23,9 @@ import cython
 
 from lockgate.wire.protobuf import DecodeError
 
+if not cython.compiled:  # thrift.pxd has the compiled one
+    from lockgate.wire.memory import cut
+
 compiled: bool = cython.compiled
 """Whether this is the compiled form."""
 
@@ -128,7 +131,7 @@ class Reader:
         size = self.length()
         start = self.at
         self.at += size
-        return self.data[start : self.at]
+        return cut(self.src, start, size)
 
     def elements(self) -> int:
         """How many elements of the kind `element` a LIST or SET has, which follow."""

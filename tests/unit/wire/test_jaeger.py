@@ -257,6 +257,7 @@ def test_short_messages_cannot_take_much_memory(kernel: ModuleType) -> None:
     message = b"\x0f\0\2\x0c\0\0\0\1" + tags_of_a_span
     many_values = delimited(1, b"".join(delimited(1, b"") for _ in range(1 << 10)) * ((1 << 10) + 1))
     references = delimited(1, delimited(1, delimited(4, b"") * 65_537))
+    processes = delimited(1, b"".join(delimited(1, delimited(10, delimited(1, b"%d" % number))) for number in range(65_537)))
     tracemalloc.start()
     try:
         with pytest.raises(DecodeError, match="100000 tags in one list; at most 65536"):
@@ -266,7 +267,9 @@ def test_short_messages_cannot_take_much_memory(kernel: ModuleType) -> None:
                 kernel.from_protobuf(many_values)
             with pytest.raises(DecodeError, match="more than 65536 references"):
                 kernel.from_protobuf(references)
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+            with pytest.raises(DecodeError, match="more than 65536 processes and scopes"):
+                kernel.from_protobuf(processes)
+        assert tracemalloc.get_traced_memory()[1] < 96 << 20
     finally:
         tracemalloc.stop()
 
