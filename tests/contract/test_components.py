@@ -56,6 +56,7 @@ MINIMAL: dict[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.EXTENSION, "bearertokenauth"): lambda tmp: {"token": "t"},
     (Kind.EXTENSION, "file_storage"): lambda tmp: {"directory": str(tmp)},
     (Kind.EXTENSION, "health_check"): lambda tmp: {"endpoint": "127.0.0.1:0"},
+    (Kind.EXTENSION, "jaegerremotesampling"): lambda tmp: {"http": {"endpoint": "127.0.0.1:0"}, "source": {"contents": "{}"}},
     (Kind.EXTENSION, "ledger"): lambda tmp: {"endpoint": "127.0.0.1:0", "state_directory": str(tmp)},
     (Kind.EXTENSION, "memory_ballast"): lambda tmp: {},
     (Kind.EXTENSION, "pprof"): lambda tmp: {"endpoint": "127.0.0.1:0"},

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from support import helm
-from support.chart_values import CASES, SEED, SEED_SECRET_OVER_CERTS
+from support import helm, span_clients
+from support.backend import Backend
+from support.chart_values import CASES, SEED, SEED_LISTENERS, SEED_SECRET_OVER_CERTS
 from support.helm import CHART, Object, Refused, complete, of_kind, pod, workloads
+from support.process import Role, free_port, wait_until
 from support.rungs import becoming, contained, needs_root, open_directory, place
 
 from lockgate.collector.config import Configuration, load
@@ -26,6 +29,7 @@ from lockgate.lockdown.facts import Facts
 from lockgate.lockdown.flows import derive
 from lockgate.pipeline.contract import Kind
 from lockgate.pipeline.needs import Connect, Listen, Write
+from lockgate.wire.sampling import Strategies, parse_strategies
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(bool(helm.missing), reason=helm.missing)
@@ -102,7 +106,7 @@ def facts(role: str, configuration: Configuration, values: Any, objects: list[Ob
             [host] = {need.host for who, need in needs if isinstance(need, Connect) and who.startswith("exporters/")}
             services[host] = {key: backend[key] for key in ("pods", "namespace", "ports")}
         for who, need in needs:
-            if isinstance(need, Listen) and who.startswith("receivers/"):
+            if isinstance(need, Listen) and who.startswith(("receivers/", "extensions/jaegerremotesampling")):
                 clients[need.port] = [] if who == "receivers/otlp/journald" else peers(policy["clients"][LISTENERS[role]])
                 containers = values["sumologic"]["logs"]["container"]["enabled"] and need.port == values["listeners"]["logs"]["otlpHttp"]
                 if role == "logs-metadata" and (who == "receivers/otlp/journald" or containers):
@@ -187,9 +191,14 @@ def test_every_configuration_is_valid_and_promises_what_it_says(case: str, confi
     assert found
     for role, each in found.items():
         configuration = configured(each, objects, values)
-        assert not configuration.warnings, role
         container = pod(each)["containers"][0]
         listens = [need for _, need in configuration.needs() if isinstance(need, Listen)]
+        # Datagrams promise nothing; a user is told by the notes as well.
+        warned = {problem.path[:2] for problem in configuration.warnings}
+        takes_datagrams = any(
+            (who, need.protocol) == ("receivers/jaeger", "udp") for who, need in configuration.needs() if isinstance(need, Listen)
+        )
+        assert warned == ({("receivers", "jaeger")} if takes_datagrams else set()), role
         listening = {(need.port, need.protocol.upper()) for need in listens if need.host != "127.0.0.1"}
         assert {(port["containerPort"], port["protocol"]) for port in container["ports"]} == listening
         assert container["args"] == ["run", "--config", "/etc/lockgate/configuration/lockgate.yaml"]
@@ -450,11 +459,89 @@ def test_the_keys_of_the_security_document_work_as_it_shows_them() -> None:
     assert events["containers"][0]["securityContext"]["runAsUser"] == 998
     for spec in (logs, metrics, collector, events):
         assert spec["containers"][0]["image"].endswith("-fips")
-    ports = {role: {port["containerPort"] for port in pod(each)["containers"][0]["ports"]} for role, each in found.items()}
-    assert (2020 in ports["logs-collector"], 24321 in ports["logs-metadata"], 55681 in ports["traces"]) == (True, True, True)
     told = helm.notes(SEED)
     assert "no effect" not in told
     assert "update-certificates mounts the emptyDir certs read-only" in told
+
+
+DATAGRAMS = {"jaegerThriftCompact", "jaegerThriftBinary"}
+
+
+def test_each_port_of_the_security_document_is_open_where_it_is_asked_for_and_nowhere_by_default(configured: Any) -> None:
+    objects, values = rendered("seed"), complete(SEED)
+    by_default = workloads(rendered("defaults"))
+    for role, each in workloads(objects).items():
+        asked = SEED_LISTENERS.get(LISTENERS.get(role, ""), {})
+        wanted = {(port, "UDP" if key in DATAGRAMS else "TCP") for key, port in asked.items()}
+        usual = {(port["containerPort"], port["protocol"]) for port in pod(by_default[role])["containers"][0]["ports"]}
+        ports = {(port["containerPort"], port["protocol"]) for port in pod(each)["containers"][0]["ports"]}
+        assert ports >= wanted and not usual & {(port, protocol) for port, protocol in wanted if port != 4317}
+        listens = {(need.port, need.protocol.upper()) for _, need in configured(each, objects, values).needs() if isinstance(need, Listen)}
+        assert listens - ports == {(13134, "TCP")}  # the ledger, on loopback
+        for service in [each for each in of_kind(objects, "Service") if component(each) == role]:
+            shown = {(port["port"], port["protocol"], port["targetPort"]) for port in service["spec"]["ports"]}
+            named = {(port["containerPort"], port["protocol"], port["name"]) for port in pod(each)["containers"][0]["ports"]}
+            assert shown == {port for port in named if port[2] != "health"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"], ids=["ipv4", "ipv6mode"])
+def test_the_rendered_traces_role_takes_a_span_by_each_protocol_and_tells_strategies(tmp_path: Path, host: str) -> None:
+    if host == "[::1]" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6 here")
+    ports = {key: free_port() for key in ("otlpHttp", "health", "ownMetrics", "ledger", *SEED_LISTENERS["traces"])}
+    objects = helm.render({"listeners": {"traces": ports}, "sumologic": {"ipv6mode": host == "[::1]"}})
+    [data] = [each["data"] for each in of_kind(objects, "ConfigMap") if component(each) == "traces"]
+    strategies = tmp_path / "sampling_strategies.json"
+    strategies.write_text(data[strategies.name])
+    configuration = yaml.safe_load(data["lockgate.yaml"])
+    configuration["processors"]["k8sattributes"] = {"passthrough": True}  # tests/peers has it with an API server
+    configuration["extensions"] |= {"file_storage": {"directory": str(tmp_path / "storage"), "create_directory": True}}
+    configuration["extensions"]["ledger"]["state_directory"] = str(tmp_path)
+    configuration["extensions"]["jaegerremotesampling"]["source"]["file"] = str(strategies)
+    spans = {key: ports[key] for key in span_clients.CLIENTS}
+    with Backend() as backend, Role(tmp_path / "role", json.dumps(configuration), {"LOCKGATE_BACKEND_URL": backend.url}):
+        span_clients.send([], host, spans, "by ")
+
+        def names() -> set[str]:
+            scopes = [scope for *_, request in list(backend.requests) for each in request.resource_spans for scope in each.scope_spans]
+            return {span.name for scope in scopes for span in scope.spans}
+
+        wait_until(lambda: {f"by {key}" for key in spans} <= names(), 40, lambda: f"a span by each protocol; there are {names()}")
+        with urllib.request.urlopen(f"http://{host}:{ports['jaegerSampling']}/sampling?service=any", timeout=20) as answer:
+            assert json.load(answer)["probabilisticSampling"] == {"samplingRate": 0.001}
+
+
+def test_pods_follow_their_sampling_strategies_without_a_restart() -> None:
+    def strategies(values: Any) -> tuple[str, Strategies]:
+        objects = helm.render(values)
+        checksum = workloads(objects)["traces"]["spec"]["template"]["metadata"]["annotations"]["checksum/configuration"]
+        [found] = [each["data"] for each in of_kind(objects, "ConfigMap") if component(each) == "traces"]
+        return checksum, parse_strategies(found["sampling_strategies.json"])
+
+    given = CASES["sampling"]
+    (usual, by_default), (changed, own) = strategies({"listeners": given["listeners"]}), strategies(given)
+    assert usual == changed
+    assert by_default == parse_strategies("{}")  # Jaeger's own default
+    assert own == parse_strategies(json.dumps({**given["samplingStrategies"], "default_strategy": SAMPLED}))
+    assert not own.notes
+    assert "sampling_strategies.json" not in json.dumps(rendered("defaults"))
+
+
+SAMPLED = {"type": "probabilistic", "param": 0.5, "operation_strategies": [{"operation": "/health", "type": "probabilistic", "param": 0}]}
+
+
+def test_where_to_send_is_told_with_datagrams_as_such() -> None:
+    told = helm.notes({"listeners": SEED_LISTENERS})
+    for line in (
+        "r-lockgate-traces.sumo.svc.cluster.local:6831/UDP traces (jaeger-compact)",
+        "r-lockgate-traces.sumo.svc.cluster.local:9411 traces (zipkin)",
+        "r-lockgate-metrics-metadata.sumo.svc.cluster.local:9888 metrics (remote-write)",
+    ):
+        assert line in told
+    assert ":5778" not in told  # answers questions, and takes nothing
+    lost = "what is lost on the way, or comes while no pod is ready, is lost"
+    assert f"listeners.traces.jaegerThriftBinary, listeners.traces.jaegerThriftCompact: datagrams, so {lost}" in told
+    assert lost not in helm.notes({})
 
 
 def test_the_forms_that_were_silently_ignored_mean_what_they_say() -> None:
@@ -487,7 +574,10 @@ def test_one_key_mounts_certificates_into_the_roles_that_connect_and_says_which_
     objects = rendered("mutual-tls")
     for role, each in workloads(objects).items():
         secured = {
-            key for key in ("receivers/otlp", "receivers/otlp/journald", "exporters/otlphttp", "exporters/otlphttp/journald")
+            key for key in (
+                "receivers/otlp", "receivers/otlp/journald", "receivers/prometheusremotewrite", "receivers/jaeger", "receivers/zipkin",
+                "receivers/opencensus", "exporters/otlphttp", "exporters/otlphttp/journald", "extensions/jaegerremotesampling",
+            )
             if any(who == key and str(getattr(need, "path", "")).startswith("/etc/lockgate/mutual-tls")
                    for who, need in configured(each, objects, complete(values)).needs())
         }  # fmt: skip
@@ -496,7 +586,7 @@ def test_one_key_mounts_certificates_into_the_roles_that_connect_and_says_which_
             == {
                 "logs-collector": {"exporters/otlphttp", "exporters/otlphttp/journald"},
                 "logs-metadata": {"receivers/otlp", "receivers/otlp/journald"},
-                "metrics-metadata": {"receivers/otlp"},
+                "metrics-metadata": {"receivers/otlp", "receivers/prometheusremotewrite"},
                 "traces": set(),
                 "events": set(),
             }[role]
@@ -507,7 +597,8 @@ def test_one_key_mounts_certificates_into_the_roles_that_connect_and_says_which_
     assert "The Secret ours in sumo-nodes must hold tls.crt, tls.key and ca.crt of r-lockgate-logs-collector.\n" in told
     assert "of r-lockgate-logs-metadata, valid for r-lockgate-logs-metadata.sumo.svc.cluster.local.\n" in told
     assert "listeners.logs.fluentForward: mutualTls does not secure it" in told
-    assert "networkPolicy.clients.metrics: with mutualTls these need a certificate" in told
+    assert "networkPolicy.clients.metrics: with mutualTls these need a certificate of its authority to send OTLP or remote write" in told
+    assert "listeners.traces: mutualTls does not secure these; they take spans from whoever reaches them" in told
 
 
 def test_each_roles_ledger_is_where_the_values_say_or_nowhere(configured: Any) -> None:
@@ -596,6 +687,59 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
             {"backend": {"xyz": 1}},
             "backend.xyz: unknown key; backend takes existingSecret, exporter, keys, port, tokenKey, url",
             id="nothing-near",
+        ),
+        *(
+            pytest.param({"listeners": {role: listeners}}, f"listeners.{role}.{said} already", id=f"port-of-{role}-twice-{number}")
+            for number, (role, listeners, said) in enumerate(
+                (
+                    ("traces", {"zipkin": 4318}, "zipkin: port 4318 is that of listeners.traces.otlpHttp"),
+                    ("traces", {"jaegerGrpc": 4317}, "otlpGrpc: port 4317 is that of listeners.traces.jaegerGrpc"),
+                    (
+                        "traces",
+                        {"jaegerSampling": 5778, "opencensus": 5778},
+                        "opencensus: port 5778 is that of listeners.traces.jaegerSampling",
+                    ),
+                    ("traces", {"jaegerThriftHttp": 13134}, "ledger: port 13134 is that of listeners.traces.jaegerThriftHttp"),
+                    (
+                        "traces",
+                        {"jaegerThriftBinary": 6831, "jaegerThriftCompact": 6831},
+                        "jaegerThriftCompact: UDP port 6831 is that of listeners.traces.jaegerThriftBinary",
+                    ),
+                    (
+                        "metrics",
+                        {"prometheusRemoteWrite": 8888},
+                        "prometheusRemoteWrite: port 8888 is that of listeners.metrics.ownMetrics",
+                    ),
+                    (
+                        "logs",
+                        {"fluentForward": 24321, "ownMetrics": 24321},
+                        "ownMetrics: port 24321 is that of listeners.logs.fluentForward",
+                    ),
+                )
+            )
+        ),
+        pytest.param(
+            {"listeners": {"traces": {"otlpHttp": 0, "otlpGrpc": 0, "jaegerSampling": 5778}}},
+            "listeners.traces: nothing is received; give otlpHttp a port",
+            id="strategies-alone",
+        ),
+        pytest.param(
+            {"listeners": {"traces": {"jaegerThriftCompact": 683}}}, "without privileges cannot listen on port 683", id="low-datagrams"
+        ),
+        pytest.param({"listeners": {"traces": {"jeagerGrpc": 1}}}, "did you mean listeners.traces.jaegerGrpc?", id="listener-misspelt"),
+        pytest.param({"listeners": {"metrics": {"zipkin": 9411}}}, "listeners.metrics.zipkin: unknown key", id="listener-of-another-role"),
+        pytest.param(
+            {"samplingStrategies": {"default_strategy": {"param": 50}}}, "'/samplingStrategies/default_strategy/param'", id="no-probability"
+        ),
+        pytest.param(
+            {"samplingStrategies": {"service_strategies": [{"service": "a", "type": "often"}]}},
+            "'/samplingStrategies/service_strategies/0/type'",
+            id="no-strategy",
+        ),
+        pytest.param(
+            {"samplingStrategies": {"services": []}},
+            "samplingStrategies.services: unknown key; did you mean samplingStrategies.service_strategies?",
+            id="strategies-misspelt",
         ),
         pytest.param({"sumologic": {"logs": {"enabled": "yes"}}}, "'/sumologic/logs/enabled': got string, want boolean", id="type"),
         pytest.param(
@@ -821,6 +965,10 @@ def test_keys_that_mean_nothing_here_are_named_with_what_to_do_instead() -> None
     assert "sumologic.accessId, sumologic.accessKey: no effect here; there is no setup job; make the sources" in told
     assert "falco: no effect here; nothing else is installed with Lockgate" in told
     assert "tracesGateway: no effect here; one role takes" in told
+    told = helm.notes({"sumologic": {"metrics": {"remoteWriteProxy": {"enabled": True}}}})
+    assert (
+        "sumologic.metrics.remoteWriteProxy: no effect here; there is no proxy; set listeners.metrics.prometheusRemoteWrite to 9888" in told
+    )
     assert "no effect" not in helm.notes({})
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -18,13 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import pytest
 import trustme
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from support import container, helm, journal, netns, pods
+from support import container, helm, journal, netns, pods, span_clients
 from support.backend import Backend
-from support.chart_values import SEED
+from support.chart_values import SEED, SEED_LISTENERS
 from support.container import Container, Image, Process
 from support.events_contract import event
 from support.helm import Object, of_kind, overlay, workloads
@@ -39,6 +41,7 @@ from support.process import wait_until
 from lockgate.attributes.values import decode
 from lockgate.kit.clock import SystemClock
 from lockgate.sample.kubernetes_store import ObjectStore
+from lockgate.wire.protobuf import delimited, varint
 
 missing = container.missing or helm.missing or netns.missing
 pytestmark = [pytest.mark.images, pytest.mark.skipif(bool(missing), reason=missing)]
@@ -56,7 +59,12 @@ KUBELET = "token-of-the-kubelet"
 UID = "01234567-89ab-cdef-0123-456789abcdef"
 """Of the application's pod."""
 BACKEND = "receivers.example.com"
-PORTS = {"logs-metadata": (4318, 4319), "metrics-metadata": (4318,), "traces": (4318,)}
+PORTS = {
+    "logs-metadata": [("TCP", 4318), ("TCP", 4319)],
+    "metrics-metadata": [("TCP", 4318), ("TCP", SEED_LISTENERS["metrics"]["prometheusRemoteWrite"])],
+    "traces": [("TCP", 4318), *(("UDP" if port in (6831, 6832) else "TCP", port) for port in SEED_LISTENERS["traces"].values())],
+}
+"""Of their Services."""
 SIGNALS = {"metrics-metadata": "metrics", "traces": "traces", "logs-metadata": "logs"}
 
 _SANDBOXED = {"config": {"merge": {"service": {"sandbox": "require"}}}}
@@ -201,9 +209,9 @@ def site(image: Image, debug: Image, tmp_path_factory: pytest.TempPathFactory) -
     }
     vips = [Vip(DNS, 53, protocol, "dns", 53) for protocol in ("UDP", "TCP")]
     vips += [Vip(API, 443, "TCP", "api", 6443)]
-    vips += [Vip(SERVICES[role], port, "TCP", role, port) for role, ports in PORTS.items() for port in ports]
+    vips += [Vip(SERVICES[role], port, protocol, role, port) for role, ports in PORTS.items() for protocol, port in ports]
     store = ObjectStore(SystemClock())
-    web = pod_object("web-0", "shop", labels={"tier": "front"})
+    web = pod_object("web-0", "shop", ip="10.244.2.1", labels={"tier": "front"})
     for kind, found in (("Namespace", {"metadata": {"name": "shop"}}), ("Pod", overlay(web, {"metadata": {"uid": UID}}))):
         apply(store, {"apiVersion": "v1", "kind": kind, **found})
     ours, cluster_ca = trustme.CA(organization_name="Corporate"), trustme.CA(organization_name="The cluster")
@@ -345,6 +353,52 @@ def test_metrics_and_traces_come_to_the_backend_with_what_kubernetes_knows(site:
         wait_until(lambda: f"of {role}" in site.arrived(), 40, "delivery")
         found = site.arrived()[f"of {role}"]
         assert (found["k8s.pod.name"], found["k8s.pod.label.tier"], found["k8s.namespace.name"]) == ("web-0", "front", "shop")
+        confined(running, 10001, {10001})
+
+
+def test_a_span_by_each_protocol_comes_to_the_backend_with_what_kubernetes_knows(site: Site) -> None:
+    strategies = {"service_strategies": [{"service": "checkout", "type": "ratelimiting", "param": 5}]}
+    objects = site.render(TRUSTING, {"listeners": SEED_LISTENERS, "samplingStrategies": strategies})
+    ports = {"otlpHttp": 4318, **SEED_LISTENERS["traces"]}
+    sampling = ports.pop("jaegerSampling")
+    app = site.network.path("app")
+    with site.pod("traces", objects) as traces:
+        span_clients.send(site.network.inside("app"), TRACES, ports, "by ")
+        wait_until(lambda: {f"by {key}" for key in ports} <= site.arrived().keys(), 40, f"delivery; {list(traces.reasons())}")
+        for key in ports:
+            # By the address alone that it came from: the senders say nothing of their pod.
+            found = site.arrived()[f"by {key}"]
+            assert (found["k8s.pod.name"], found["k8s.pod.label.tier"]) == ("web-0", "front"), key
+
+        def told() -> Any:
+            with urllib.request.urlopen(f"http://{TRACES}:{sampling}/sampling?service=checkout", timeout=20) as answer:
+                return json.load(answer)
+
+        assert within(app, told) == {"strategyType": "RATE_LIMITING", "rateLimitingSampling": {"maxTracesPerSecond": 5}}
+        traces.update(
+            "configuration", "sampling_strategies.json", json.dumps({"default_strategy": {"type": "probabilistic", "param": 1}}).encode()
+        )
+        wait_until(lambda: "probabilisticSampling" in within(app, told), 40, "the new strategies")
+        confined(traces, 10001, {10001})
+
+
+REMOTE_WRITE = SEED_LISTENERS["metrics"]["prometheusRemoteWrite"]
+
+
+def _write_request(name: str) -> bytes:
+    """prometheus.WriteRequest with one sample (Remote Write 1.0)."""
+    sample = b"\x09" + struct.pack("<d", 1.0) + b"\x10" + varint(1_700_000_000_000)
+    series = delimited(1, delimited(1, b"__name__") + delimited(2, name.encode())) + delimited(2, sample)
+    return bytes(cramjam.snappy.compress_raw(delimited(1, series)))
+
+
+def test_remote_write_comes_to_the_backend_with_what_kubernetes_knows(site: Site) -> None:
+    headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "snappy", "X-Prometheus-Remote-Write-Version": "0.1.0"}
+    post = urllib.request.Request(f"http://{METRICS}:{REMOTE_WRITE}/api/v1/write", _write_request("written_remotely"), headers)
+    with site.pod("metrics-metadata", site.render(TRUSTING, {"listeners": SEED_LISTENERS})) as running:
+        assert within(site.network.path("app"), lambda: _status(post)) == 204
+        wait_until(lambda: "written_remotely" in site.arrived(), 40, f"delivery; {list(running.reasons())}")
+        assert site.arrived()["written_remotely"]["k8s.pod.name"] == "web-0"
         confined(running, 10001, {10001})
 
 
@@ -508,14 +562,17 @@ def test_one_key_makes_the_roles_speak_mutual_tls(site: Site) -> None:
     write_log(site, "line in TLS", 0, 0o640)
     write_journal(site, "before the start")
     ca, stranger = trustme.CA(), trustme.CA()
-    service = "r-lockgate-logs-metadata.sumo.svc.cluster.local"
-    secrets = {("sumo", "lockgate-mutual-tls"): pair(ca, service), ("sumo-nodes", "lockgate-mutual-tls"): pair(ca, "logs-collector")}
+    service, of_metrics = (f"r-lockgate-{role}-metadata.sumo.svc.cluster.local" for role in ("logs", "metrics"))
+    secrets = {
+        ("sumo", "lockgate-mutual-tls"): pair(ca, service, of_metrics),
+        ("sumo-nodes", "lockgate-mutual-tls"): pair(ca, "logs-collector"),
+    }
     node = replace(site.node, secrets={**site.node.secrets, **secrets})
-    objects = site.render(TRUSTING, _documented("mutualTls"))
+    objects = site.render(TRUSTING, _documented("mutualTls"), {"listeners": {"metrics": SEED_LISTENERS["metrics"]}})
 
-    def answer(context: ssl.SSLContext) -> bytes:
-        """What a client in this context, at a pod that the policies let through, is told on a port of logs metadata."""
-        with socket.create_connection((LOGS, 4318), 10) as plain, context.wrap_socket(plain, server_hostname=service) as secured:
+    def answer(context: ssl.SSLContext, host: str = LOGS, port: int = 4318, name: str = service) -> bytes:
+        """What a client in this context, at a pod that the policies let through, is told on a port of logs (or other) metadata."""
+        with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=name) as secured:
             with suppress(ssl.SSLError, ConnectionError):  # in TLS 1.3 a server's refusal comes after the client's handshake
                 secured.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 return secured.recv(100)
@@ -538,3 +595,11 @@ def test_one_key_makes_the_roles_speak_mutual_tls(site: Site) -> None:
         assert within(app, lambda: answer(client(ca.issue_cert("a")))).startswith(b"HTTP/1.1 404")
         confined(metadata, 10001, {10001})
         confined(collector, 10001, {0, 190, 10001})
+    with site.pod("metrics-metadata", objects, node):
+        there = (METRICS, REMOTE_WRITE, of_metrics)
+        assert within(app, lambda: answer(client(None), *there)) == b""
+        assert within(app, lambda: answer(client(ca.issue_cert("a")), *there)).startswith(b"HTTP/1.1 404")
+    with site.pod("events", objects, node) as events:  # nobody connects to it but who scrapes: it has no certificate, and needs none
+        site.say("beside mutual tls")
+        wait_until(lambda: "beside mutual tls" in site.arrived(), 40, f"delivery; {list(events.reasons())}")
+        confined(events, 10001, {10001})

@@ -106,6 +106,7 @@ async def installed(api_server: ApiServer) -> AsyncIterator[Any]:
             "chart-memory", {"metadata": {"persistence": {"enabled": False}}, "otellogs": {"privilege": "capability"}}, id="memory"
         ),
         pytest.param("chart-mutual-tls", CASES["mutual-tls"], id="mutual-tls"),
+        pytest.param("chart-ports", CASES["every-port"], id="every-port"),
     ],
 )
 async def test_every_pod_is_admitted_where_it_belongs_and_refused_where_it_asks_for_more(

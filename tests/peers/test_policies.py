@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 from support.kube_apiserver import PEERS
-from support.logs_cluster import BOTH, CLUSTER, PLACES, allowed, matrix, rules, widened
-from support.policies import Connection, Policy
+from support.logs_cluster import BOTH, CLUSTER, PLACES, allowed, matrix
+from support.policies import Connection, Policy, rules, widened
 
 pytestmark = pytest.mark.peers
 
@@ -38,6 +38,6 @@ def test_the_projects_own_engine_lets_the_same_connections_pass() -> None:
     passed = verdicts(BOTH)
     assert passed == allowed(CLUSTER.under(BOTH)) & set(CONNECTIONS)
     assert set() < passed < set(CONNECTIONS)
-    for rule in rules():
-        for changed in widened(*rule):
+    for rule in rules(BOTH):
+        for changed in widened(BOTH, rule):
             assert verdicts(changed) == allowed(CLUSTER.under(changed)) & set(CONNECTIONS)

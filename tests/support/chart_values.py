@@ -2,6 +2,24 @@
 
 from typing import Any
 
+SEED_LISTENERS: dict[str, dict[str, int]] = {
+    "logsCollector": {"ownMetrics": 2020},
+    "logs": {"fluentForward": 24321},
+    "metrics": {"ownMetrics": 24321, "prometheusRemoteWrite": 9888},
+    "traces": {
+        "otlpGrpc": 4317,
+        "jaegerSampling": 5778,
+        "jaegerThriftCompact": 6831,
+        "jaegerThriftBinary": 6832,
+        "zipkin": 9411,
+        "jaegerGrpc": 14250,
+        "jaegerThriftHttp": 14268,
+        "opencensus": 55678,
+        "otlpGrpcLegacy": 55680,
+        "otlpHttpLegacy": 55681,
+    },
+}
+"""Every port of the policies in "Security Best Practices", and Jaeger's 14250, which they leave out."""
 SEED: dict[str, Any] = {
     # As "Security Best Practices" of the Sumo Logic Kubernetes Collection shows them.
     "metadata": {
@@ -41,9 +59,8 @@ SEED: dict[str, Any] = {
     },
     "otellogs": {"daemonset": {"securityContext": {"fsGroup": 0, "runAsUser": 0, "runAsGroup": 0}}},
     "sumologic": {"otelcolImage": {"addFipsSuffix": True}, "events": {"enabled": True}},
-    "listeners": {"logsCollector": {"ownMetrics": 2020}, "logs": {"fluentForward": 24321}, "traces": {"otlpHttpLegacy": 55681}},
+    "listeners": SEED_LISTENERS,
 }
-"""Also the port numbers of its policies, as far as something listens there."""
 SEED_SECRET_OVER_CERTS: dict[str, Any] = {
     "metadata": {
         "metrics": {
@@ -109,8 +126,8 @@ CASES: dict[str, dict[str, Any]] = {
     "every-port": {
         "listeners": {
             "logs": {"otlpGrpc": 4317, "fluentForward": 24321, "ownMetrics": 2020},
-            "metrics": {"otlpGrpc": 4317},
-            "traces": {"otlpHttpLegacy": 55681, "otlpGrpcLegacy": 55680, "health": 13144},
+            "metrics": {**SEED_LISTENERS["metrics"], "otlpGrpc": 4317},
+            "traces": {**SEED_LISTENERS["traces"], "health": 13144},
         },
         "networkPolicy": {"clients": {"logs": [_APPS], "metrics": [_APPS], "traces": [_APPS]}},
     },
@@ -162,7 +179,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mutual-tls": {
         "mutualTls": {"enabled": True, "existingSecret": "ours"},
         "sumologic": {"logs": {"systemd": {"enabled": True}}},
-        "listeners": {"logs": {"fluentForward": 24321}},
+        "listeners": SEED_LISTENERS,
         "networkPolicy": {"clients": {"metrics": [_APPS]}},
     },
     "no-otlp-to-secure": {
@@ -182,7 +199,31 @@ CASES: dict[str, dict[str, Any]] = {
     "sandbox-required": {"sandbox": "require"},
     "rung-capability": {"otellogs": {"privilege": "capability"}},
     "one-namespace-for-all": {"otellogs": {"namespace": {"name": "sumo"}}, "fullnameOverride": "telemetry"},
-    "ipv6": {"sumologic": {"ipv6mode": True}},
+    "ipv6": {
+        "sumologic": {"ipv6mode": True},
+        "listeners": SEED_LISTENERS,
+        "networkPolicy": {"clients": {"traces": [_APPS], "metrics": [{"cidrs": ["2001:db8::/32"]}]}},
+    },
+    "one-number-for-both-protocols": {
+        "listeners": {"traces": {"zipkin": 6831, "jaegerThriftCompact": 6831, "jaegerThriftHttp": 6832, "jaegerThriftBinary": 6832}},
+        "networkPolicy": {"clients": {"traces": [_APPS]}},
+    },
+    "datagrams-alone": {
+        "listeners": {"traces": {"otlpHttp": 0, "otlpGrpc": 0, "jaegerThriftCompact": 6831}},
+        "networkPolicy": {"clients": {"traces": [_APPS]}},
+    },
+    "remote-write-alone": {
+        "listeners": {"metrics": {"otlpHttp": 0, "prometheusRemoteWrite": 9888}},
+        "networkPolicy": {"clients": {"metrics": [{"pods": {"app": "prometheus"}, "namespace": "monitoring"}]}},
+    },
+    "sampling": {
+        "listeners": {"traces": {"jaegerSampling": 5778}},
+        "samplingStrategies": {
+            "default_strategy": {"param": 0.5, "operation_strategies": [{"operation": "/health", "type": "probabilistic", "param": 0}]},
+            "service_strategies": [{"service": "checkout", "type": "ratelimiting", "param": 5}],
+        },
+        "networkPolicy": {"clients": {"traces": [_APPS]}},
+    },
     "digest": {"sumologic": {"otelcolImage": {"repository": "images.example.com/lockgate", "digest": "sha256:" + "a" * 64}}},
     "sources": {
         "sumologic": {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 from lockgate.collector.config import load
@@ -111,40 +109,3 @@ def behind(connections: set[Connection]) -> set[Connection]:
 
 
 BOTH = [policy for role in ROLES for policy in policies(role)]
-
-
-def widened(number: int, direction: str, key: str, index: int) -> Iterator[list[dict[str, Any]]]:
-    """Both roles' policies with this rule wider in one way each."""
-    rule = BOTH[number]["spec"][direction][index]
-    for wider in _wider(rule, key):
-        if wider != rule:
-            changed = copy.deepcopy(BOTH)
-            changed[number]["spec"][direction][index] = wider
-            yield changed
-
-
-def _wider(rule: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
-    yield {name: value for name, value in rule.items() if name != "ports"}
-    yield {name: value for name, value in rule.items() if name != key}
-    yield {**rule, "ports": [*rule["ports"], {"protocol": "TCP", "port": 80}]}
-    for index, peer in enumerate(rule[key]):
-        for wider in _wider_peers(peer):
-            changed = copy.deepcopy(rule)
-            changed[key][index] = wider
-            yield changed
-
-
-def _wider_peers(peer: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if (block := peer.get("ipBlock")) is None:
-        yield {**peer, "podSelector": {}}
-        yield {**peer, "namespaceSelector": {}}
-    elif "." in block["cidr"]:  # these namespaces have no IPv6
-        yield {"ipBlock": {"cidr": "0.0.0.0/0"}}
-
-
-def rules() -> Iterator[tuple[int, str, str, int]]:
-    """(policy, direction, from or to, index) of each rule."""
-    for number, policy in enumerate(BOTH):
-        for direction, key in (("ingress", "from"), ("egress", "to")):
-            for index in range(len(policy["spec"].get(direction, ()))):
-                yield number, direction, key, index

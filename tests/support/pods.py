@@ -139,6 +139,18 @@ class Pod:
             self._give_to_group(path, writable=False)
         return found
 
+    def update(self, volume: str, key: str, content: bytes) -> None:
+        """A changed ConfigMap or Secret, as the kubelet shows it: a new directory, to which `..data` leads from one moment to the next."""
+        found = self._volumes[volume]
+        before = found / (found / "..data").readlink()
+        shutil.copytree(before, now := found / f"..{next(self._numbers)}")
+        (now / key).write_bytes(content)
+        for path in (now, *now.iterdir()):
+            self._give_to_group(path, writable=False)
+        (found / "..data_tmp").symlink_to(now.name)
+        (found / "..data_tmp").rename(found / "..data")
+        shutil.rmtree(before)
+
     def _give_to_group(self, path: Path, *, writable: bool = True) -> None:
         """As the kubelet gives a volume to the pod's fsGroup (pkg/volume, SetVolumeOwnership)."""
         if (group := self.spec["securityContext"].get("fsGroup")) is not None:

@@ -6,6 +6,7 @@ ruleset that the kernel applies. The tests hold the two equal on real sockets.
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -153,3 +154,59 @@ def _matches(cluster: Cluster, policy: Policy, rule: Policy, direction: str) -> 
             for protocol, port in ports or [("", 0)]:
                 on = f" meta l4proto {protocol} ct original proto-dst {port}" if sent else f" {protocol} dport {port}"
                 yield f"{address} {network}{outside}{on if protocol else ''}"
+
+
+Rule = tuple[int, str, str, int]
+"""(number of the policy, ingress or egress, from or to, index) of one rule among policies."""
+
+
+def rules(policies: Sequence[Policy]) -> Iterator[Rule]:
+    """Each rule of these policies."""
+    for number, policy in enumerate(policies):
+        for direction, key in (("ingress", "from"), ("egress", "to")):
+            for index in range(len(policy["spec"].get(direction, ()))):
+                yield number, direction, key, index
+
+
+def narrowed(policies: Sequence[Policy], rule: Rule) -> Iterator[list[dict[str, Any]]]:
+    """These policies without this rule, and without any one port of it."""
+    number, direction, _, index = rule
+    ports = policies[number]["spec"][direction][index]["ports"]
+    for port in range(-1, len(ports) if len(ports) > 1 else 0):  # no port is every port
+        changed: list[dict[str, Any]] = copy.deepcopy(list(policies))  # type: ignore[arg-type]  # a copy is the test's own
+        those = changed[number]["spec"][direction]
+        if port < 0:
+            del those[index]
+        else:
+            del those[index]["ports"][port]
+        yield changed
+
+
+def widened(policies: Sequence[Policy], rule: Rule) -> Iterator[list[dict[str, Any]]]:
+    """These policies with this rule wider in one way each."""
+    number, direction, key, index = rule
+    usual = policies[number]["spec"][direction][index]
+    for wider in _wider(usual, key):
+        if wider != usual:
+            changed: list[dict[str, Any]] = copy.deepcopy(list(policies))  # type: ignore[arg-type]  # a copy is the test's own
+            changed[number]["spec"][direction][index] = wider
+            yield changed
+
+
+def _wider(rule: Policy, key: str) -> Iterator[dict[str, Any]]:
+    yield {name: value for name, value in rule.items() if name != "ports"}
+    yield {name: value for name, value in rule.items() if name != key}
+    yield {**rule, "ports": [*rule["ports"], {"protocol": "TCP", "port": 80}]}
+    for index, peer in enumerate(rule[key]):
+        for wider in _wider_peers(peer):
+            changed = copy.deepcopy(dict(rule))
+            changed[key][index] = wider
+            yield changed
+
+
+def _wider_peers(peer: Policy) -> Iterator[dict[str, Any]]:
+    if (block := peer.get("ipBlock")) is None:
+        yield {**peer, "podSelector": {}}
+        yield {**peer, "namespaceSelector": {}}
+    elif "." in block["cidr"]:  # these namespaces have no IPv6
+        yield {"ipBlock": {"cidr": "0.0.0.0/0"}}

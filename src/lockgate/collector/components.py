@@ -54,6 +54,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "bearertokenauth": "bearertokenauth:BearerTokenAuthExtension",
         "file_storage": "file_storage:FileStorageExtension",
         "health_check": "health_check:HealthCheckExtension",
+        "jaegerremotesampling": "jaegerremotesampling:JaegerRemoteSamplingExtension",
         "ledger": "ledger:LedgerExtension",
         "memory_ballast": "memory_ballast:MemoryBallastExtension",
         "pprof": "pprof:PprofExtension",

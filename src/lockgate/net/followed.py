@@ -11,8 +11,9 @@ _MAX_BYTES = 1 << 20
 class FollowedFile:
     """The text of a file, read again when the file has changed; looked at no more than once a second."""
 
-    def __init__(self, path: str, clock: Clock) -> None:
-        self._path, self._clock = Path(path), clock
+    def __init__(self, path: str, clock: Clock, check_seconds: float = 0.0) -> None:
+        """`check_seconds` makes the looks rarer than that."""
+        self._path, self._clock, self._interval = Path(path), clock, max(check_seconds, _CHECK_SECONDS)
         self._seen: tuple[int, int, int] | None = None
         self._text = ""
         self._checked = float("-inf")
@@ -20,7 +21,7 @@ class FollowedFile:
     def text(self) -> str:
         """The content. Raises OSError where it can be read neither now nor was before, and ValueError where it is no text."""
         now = self._clock.monotonic()
-        if now - self._checked < _CHECK_SECONDS:
+        if now - self._checked < self._interval:
             return self._text
         try:
             found = self._path.stat()

@@ -200,18 +200,23 @@ of one that is none: all others match nothing at all behind an empty alternative
 {{- $mayBindLow := eq $role.role "logsCollector" | ternary (ne $values.otellogs.privilege "group") false -}}
 {{- $listeners := get $values.listeners $role.role -}}
 {{- $taken := dict -}}
+{{- $transports := dict -}}
+{{- range fromYamlArray ($root.Files.Get "files/listeners.yaml") }}{{ $_ := set $transports .key (append (get $transports .key | default list) (.transport | default "TCP")) }}{{ end -}}
 {{- range $key, $port := $listeners -}}
 {{- $where := printf "listeners.%s.%s" $role.role $key -}}
 {{- if and $port (or (ne $key "systemd") $values.sumologic.logs.systemd.enabled) -}}
 {{- if and (lt (int $port) 1024) (not $mayBindLow) }}{{ $said = append $said (printf "%s: a program without privileges cannot listen on port %d; take one from 1024 on" $where (int $port)) }}{{ end -}}
-{{- with get $taken (toString (int $port)) }}{{ $said = append $said (printf "%s: port %d is that of %s already" $where (int $port) .) }}{{ end -}}
-{{- $_ := set $taken (toString (int $port)) $where -}}
+{{- range get $transports $key | default (list "TCP") -}}
+{{- $place := printf "%sport %d" (eq . "UDP" | ternary "UDP " "") (int $port) -}}
+{{- with get $taken $place }}{{ $said = append $said (printf "%s: %s is that of %s already" $where $place .) }}{{ end -}}
+{{- $_ := set $taken $place $where -}}
+{{- end -}}
 {{- else if has $key (list "health" "ownMetrics") }}{{ $said = append $said (printf "%s: 0 is no port that others could know; give one" $where) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $own.config.merge $own.config.override }}{{ $said = append $said (printf "%s.config.merge: config.override replaces the whole configuration, so there is nothing to merge into; keep one of them" $role.values) }}{{ end -}}
 {{- if not (has $role.role (list "logsCollector" "events")) -}}
-{{- if not (or $listeners.otlpHttp $listeners.otlpGrpc $listeners.fluentForward $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy) }}{{ $said = append $said (printf "listeners.%s: nothing is received; give otlpHttp a port, or set sumologic.%s.enabled: false" $role.role $role.signal) }}{{ end -}}
+{{- if not (omit (fromYaml (include "lockgate.receivers" $context)) "otlp/journald") }}{{ $said = append $said (printf "listeners.%s: nothing is received; give otlpHttp a port, or set sumologic.%s.enabled: false" $role.role $role.signal) }}{{ end -}}
 {{- $scales := kindIs "invalid" $own.autoscaling.enabled | ternary $values.sumologic.autoscaling.enabled $own.autoscaling.enabled -}}
 {{- if and $scales (gt (int $own.autoscaling.minReplicas) (int $own.autoscaling.maxReplicas)) }}{{ $said = append $said (printf "%s.autoscaling.minReplicas: more than maxReplicas" $role.values) }}{{ end -}}
 {{- if and $scales (not (or $own.autoscaling.targetCPUUtilizationPercentage $own.autoscaling.targetMemoryUtilizationPercentage)) }}{{ $said = append $said (printf "%s.autoscaling: nothing to scale by; set targetCPUUtilizationPercentage" $role.values) }}{{ end -}}

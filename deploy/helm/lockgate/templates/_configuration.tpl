@@ -77,11 +77,9 @@ exporters/otlphttp: true
 exporters/otlphttp/journald: true
 {{- end }}
 {{- else if ne .role.role "traces" -}}
-{{- range $id := list "otlp" "otlp/journald" }}
-{{- if hasKey (fromYaml (include "lockgate.otlpReceivers" $)) $id }}
-receivers/{{ $id }}: true
-{{- end }}
-{{- end }}
+{{- $found := dict -}}
+{{- range fromYamlArray (include "lockgate.listening" .) }}{{ if .isMutual }}{{ $_ := set $found .component true }}{{ end }}{{ end -}}
+{{- with $found }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 {{- end -}}
 
@@ -153,18 +151,23 @@ service:
   {{- include "lockgate.configuration.service" (dict "root" .root "listeners" $listeners "level" $values.otellogs.logLevel) | nindent 2 }}
 {{- end -}}
 
-{{- /* The ports of a metadata role that are on: receiver -> protocol -> port, as YAML. */ -}}
-{{- define "lockgate.otlpReceivers" -}}
-{{- $listeners := get .root.Values.listeners .role.role -}}
-{{- if or $listeners.otlpHttp $listeners.otlpGrpc }}
-otlp: { {{- with $listeners.otlpHttp }}http: {{ int . }}{{ end }}{{ if and $listeners.otlpHttp $listeners.otlpGrpc }}, {{ end }}{{ with $listeners.otlpGrpc }}grpc: {{ int . }}{{ end -}} }
-{{- end }}
-{{- if or $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy }}
-otlp/legacy: { {{- with $listeners.otlpHttpLegacy }}http: {{ int . }}{{ end }}{{ if and $listeners.otlpHttpLegacy $listeners.otlpGrpcLegacy }}, {{ end }}{{ with $listeners.otlpGrpcLegacy }}grpc: {{ int . }}{{ end -}} }
-{{- end }}
-{{- if and (eq .role.role "logs") .root.Values.sumologic.logs.systemd.enabled }}
-otlp/journald: {http: {{ int $listeners.systemd }}}
-{{- end }}
+{{- /* The receivers of a metadata role that are on, with their settings, as YAML. */ -}}
+{{- define "lockgate.receivers" -}}
+{{- $root := .root -}}
+{{- $found := dict -}}
+{{- range fromYamlArray (include "lockgate.listening" .) -}}
+{{- $endpoint := dict "endpoint" (include "lockgate.listen" (dict "root" $root "port" .port)) -}}
+{{- $id := trimPrefix "receivers/" .component -}}
+{{- if eq $id .component }}{{/* an extension */}}
+{{- else if .protocol -}}
+{{- $settings := get $found $id | default (dict "protocols" dict) -}}
+{{- $_ := set $settings.protocols .protocol $endpoint -}}
+{{- $_ := set $found $id $settings -}}
+{{- else -}}
+{{- $_ := set $found $id $endpoint -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $found -}}
 {{- end -}}
 
 {{- define "lockgate.configuration.metadata" -}}
@@ -172,25 +175,14 @@ otlp/journald: {http: {{ int $listeners.systemd }}}
 {{- $values := $root.Values -}}
 {{- $settings := fromYaml (include "lockgate.settings" .) -}}
 {{- $listeners := get $values.listeners .role.role -}}
-{{- $receivers := fromYaml (include "lockgate.otlpReceivers" .) -}}
+{{- $receivers := fromYaml (include "lockgate.receivers" .) -}}
 {{- $exporter := $values.backend.exporter -}}
 {{- $cluster := include "lockgate.text" $values.sumologic.clusterName -}}
 {{- $source := dict -}}
 {{- if eq .role.role "logs" }}{{ $source = $values.sumologic.logs.container }}{{ end -}}
 {{- if eq .role.role "traces" }}{{ $source = $values.otelcolInstrumentation.sourceMetadata }}{{ end -}}
 {{- if eq .role.role "metrics" }}{{ $source = dict "excludeNamespaceRegex" $values.sumologic.metrics.excludeNamespaceRegex }}{{ end -}}
-receivers:
-  {{- range $id, $protocols := $receivers }}
-  {{ $id }}:
-    protocols:
-      {{- range $protocol, $port := $protocols }}
-      {{ $protocol }}: {endpoint: {{ include "lockgate.listen" (dict "root" $root "port" $port) | quote }}}
-      {{- end }}
-  {{- end }}
-  {{- with $listeners.fluentForward }}
-  fluentforward:
-    endpoint: {{ include "lockgate.listen" (dict "root" $root "port" .) | quote }}
-  {{- end }}
+receivers: {{- toYaml $receivers | nindent 2 }}
 processors:
   memory_limiter:
     check_interval: 5s
@@ -268,7 +260,6 @@ service:
   {{- include "lockgate.configuration.trust" . | nindent 2 }}
   pipelines:
     {{- $own := omit $receivers "otlp/journald" | keys | sortAlpha }}
-    {{- if $listeners.fluentForward }}{{ $own = append $own "fluentforward" }}{{ end }}
     {{ .role.signal }}: {receivers: {{ toJson $own }}, processors: [memory_limiter, k8sattributes, resource, source], exporters: [{{ $exporter }}]}
     {{- if hasKey $receivers "otlp/journald" }}
     logs/journald: {receivers: [otlp/journald], processors: [memory_limiter, resource, source/journald], exporters: [{{ $exporter }}]}
@@ -303,6 +294,11 @@ extensions:
   {{- with $listeners.ledger }}
   ledger: {endpoint: "127.0.0.1:{{ int . }}", state_directory: {{ include "lockgate.state" $ }}}
   {{- end }}
+  {{- with $listeners.jaegerSampling }}
+  jaegerremotesampling:
+    http: {endpoint: {{ include "lockgate.listen" (dict "root" $.root "port" .) | quote }}}
+    source: {file: /etc/lockgate/configuration/sampling_strategies.json}
+  {{- end }}
   {{- if $shared.persistence.enabled }}
   file_storage:
     directory: /var/lib/lockgate/storage
@@ -314,7 +310,7 @@ extensions:
 {{- $values := .root.Values -}}
 {{- $shared := fromYaml (include "lockgate.shared" .) -}}
 {{- $listeners := get $values.listeners .role.role -}}
-[health_check{{ if $listeners.ledger }}, ledger{{ end }}{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $shared.persistence.enabled }}, file_storage{{ end }}]
+[health_check{{ if $listeners.ledger }}, ledger{{ end }}{{ if $listeners.jaegerSampling }}, jaegerremotesampling{{ end }}{{ if $values.backend.tokenKey }}, bearertokenauth{{ end }}{{ if $shared.persistence.enabled }}, file_storage{{ end }}]
 {{- end -}}
 
 {{- define "lockgate.configuration.events" -}}

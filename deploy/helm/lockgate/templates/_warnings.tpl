@@ -14,10 +14,18 @@
 {{- end -}}
 {{- if $values.mutualTls.enabled -}}
 {{- if $values.listeners.logs.fluentForward }}{{ $said = append $said "listeners.logs.fluentForward: mutualTls does not secure it; it takes logs from whoever reaches it" }}{{ end -}}
+{{- if hasKey $roles "traces" }}{{ $said = append $said "listeners.traces: mutualTls does not secure these; they take spans from whoever reaches them" }}{{ end -}}
 {{- range $role := list "logs" "metrics" -}}
-{{- if and (hasKey $roles $role) (get $values.networkPolicy.clients $role) }}{{ $said = append $said (printf "networkPolicy.clients.%s: with mutualTls these need a certificate of its authority to send OTLP" $role) }}{{ end -}}
+{{- if and (hasKey $roles $role) (get $values.networkPolicy.clients $role) }}{{ $said = append $said (printf "networkPolicy.clients.%s: with mutualTls these need a certificate of its authority to send OTLP%s" $role (get (get $values.listeners $role) "prometheusRemoteWrite" | empty | ternary "" " or remote write")) }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- $datagrams := list -}}
+{{- range $role := $roles -}}
+{{- range fromYamlArray (include "lockgate.listening" (dict "root" $ "role" $role)) -}}
+{{- if and (eq .transport "UDP") (eq .component "receivers/jaeger") }}{{ $datagrams = append $datagrams (printf "listeners.%s.%s" $role.role .key) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- with $datagrams }}{{ $said = append $said (printf "%s: datagrams, so what is lost on the way, or comes while no pod is ready, is lost; where senders can, let them take jaegerThriftHttp, jaegerGrpc or OTLP" (sortAlpha . | join ", ")) }}{{ end -}}
 {{- if $values.networkPolicy.enabled -}}
 {{- $metadata := omit $roles "logsCollector" -}}
 {{- if $metadata -}}
