@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 # The sanitizer build of `make soak` sets LOCKGATE_KERNEL_CFLAGS.
 CFLAGS = os.environ.get("LOCKGATE_KERNEL_CFLAGS", "-O3 -g0").split()
-KERNELS = ["columns", "cri", "jaeger", "otlp", "records", "resources", "thrift"]
+KERNELS = ["columns", "cri", "jaeger", "opencensus_spans", "otlp", "records", "resources", "series", "thrift"]
 
 
 class OptionalBuildExt(build_ext):

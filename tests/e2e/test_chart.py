@@ -146,6 +146,11 @@ def by_name(things: list[Object]) -> list[Object]:
     return sorted(map(plain, things), key=lambda each: (each["kind"], each["metadata"]["name"]))
 
 
+def nested(keys: list[str], value: Any) -> Any:
+    """The value below these keys."""
+    return {keys[0]: nested(keys[1:], value)} if keys else value
+
+
 def test_helm_finds_no_fault() -> None:
     assert "0 chart(s) failed" in helm.helm("lint", "--strict", str(CHART))
 
@@ -546,6 +551,20 @@ def test_the_sandbox_can_be_required_of_every_role(configured: Any) -> None:
     assert modes == dict.fromkeys(PRESETS, "require")
 
 
+def test_regular_expressions_that_lockgate_knows_are_taken_as_they_are(configured: Any) -> None:
+    exclude = {
+        "excludeContainerRegex": "(?i)^istio|\\Qa.b",
+        "excludeHostRegex": "a{2}$",
+        "excludeNamespaceRegex": "|kube-.*",
+        "excludePodRegex": r"\d+\.[^\]/\\]\pL",
+    }
+    values = {"sumologic": {"logs": {"container": exclude}}}
+    objects = helm.render(values)
+    logs = configured(workloads(objects)["logs-metadata"], objects, complete(values))
+    source: Any = logs.components[Kind.PROCESSOR, "source"].settings
+    assert sorted(source.exclude.values()) == sorted(exclude.values())
+
+
 def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
     values = {
         "metadata": {"logs": {"config": {"merge": {"processors": {"memory_limiter": {"limit_percentage": 50}}}}}},
@@ -644,6 +663,19 @@ def test_a_configuration_is_merged_into_or_replaced(configured: Any) -> None:
                 ({"persistentVolume": {"accessMode": "Anyhow"}}, "persistentVolume/accessMode"),
             )
         ),
+        *(
+            pytest.param(given, f'{where}.{key}: "{said}" is no regular expression that Go (RE2) knows', id=f"{where}.{key}-{said}")
+            for where, key, pattern, said in (
+                ("sumologic.logs.container", "excludeNamespaceRegex", "kube-(system", "kube-(system"),
+                ("sumologic.logs.container", "excludePodRegex", "[a-", "[a-"),
+                ("sumologic.logs.container", "excludeContainerRegex", "(?!istio)", "(?!istio)"),
+                ("sumologic.logs.container", "excludeHostRegex", "a)|(b", "a)|(b"),
+                ("sumologic.metrics", "excludeNamespaceRegex", "*", "*"),
+                ("otelcolInstrumentation.sourceMetadata", "excludePodRegex", "\\", "\\\\"),
+            )
+            for given in [nested([*where.split("."), key], pattern)]
+        ),
+        pytest.param({"otellogs": {"logLevel": "loud"}}, "'/otellogs/logLevel': value must be one of 'debug', 'info'", id="log-level"),
         pytest.param({"backend": {"keys": {"events": ""}}}, "'/backend/keys/events'", id="no-key"),
         pytest.param(
             {"otelevents": {"statefulset": {"extraVolumes": [{"name": "state"}]}}, "metadata": {"persistence": {"enabled": False}}},

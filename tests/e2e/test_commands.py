@@ -103,6 +103,23 @@ service:
     assert second.startswith(f"{config}:8:13: processors.filter.spans.exclude: log_bodies: traces have no such property;")
 
 
+def test_validate_tries_certificates_as_start_does(tmp_path: Path) -> None:
+    config, authority = tmp_path / "c.yaml", tmp_path / "ca.crt"
+    authority.write_text("none")
+    config.write_text(f"""
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:0"}}}}}}}}
+exporters:
+  otlphttp:
+    endpoint: https://127.0.0.1:1
+    tls: {{ca_file: {authority}}}
+service: {{telemetry: {{metrics: {{level: none}}}}, pipelines: {{logs: {{receivers: [otlp], exporters: [otlphttp]}}}}}}
+""")
+    reason = f"cannot use TLS ca_file {authority}: no PEM certificate is in it"
+    result, started = (lockgate(command, "--config", str(config)) for command in ("validate", "run"))
+    assert (result.returncode, result.stderr.splitlines()[0]) == (2, f"{config}:6:11: exporters.otlphttp.tls.ca_file: {reason}")
+    assert started.returncode == 1 and reason in started.stderr + started.stdout
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_is_valid_and_says_what_it_needs(preset: str) -> None:
     result = lockgate("validate", "--config", preset)

@@ -69,11 +69,34 @@ def test_a_drain_that_cannot_end_is_cut_at_its_bound_and_nothing_is_acknowledged
         began = time.monotonic()
         assert role.stop() == 0
         assert time.monotonic() - began < 4
+        log = role.log.read_text()
+        assert "stopping broke off what was under way (1 request): it was not acknowledged, and is lost where its sender cannot" in log
+        assert "not delivered" not in log, "the server did nothing wrong"
+        assert "health_check\tbroken off" not in log, "what has nothing under way stops in order"
         backend.hold.set()
         wait_until(lambda: len(backend.requests) == backend.seen, what="the requests that nobody waits for any more")
         backend.requests.clear()
         with Role(tmp_path / "role", config(tmp_path, backend.url)):
             wait_until(lambda: backend.bodies() == ["one"], what="the unacknowledged line is sent again")
+
+
+def test_what_a_stop_breaks_off_stays_in_a_queue_on_disk_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("one\n")
+    with Backend() as backend:
+        backend.hold.clear()
+        queued = config(tmp_path, backend.url).replace("otlphttp: {", "otlphttp: {sending_queue: {storage: file_storage}, ", 1)
+        role = Role(tmp_path / "role", queued.replace("shutdown_timeout: 5s", "shutdown_timeout: 1s"))
+        role.start()
+        wait_until(lambda: backend.seen)
+        assert role.stop() == 0
+        log = role.log.read_text()
+        assert "stopping broke off what was under way (1 request): it stays on disk, and is sent after the next start" in log
+        assert "not delivered" not in log and "\terror\t" not in log
+        backend.hold.set()
+        wait_until(lambda: len(backend.requests) == backend.seen, what="the requests that nobody waits for any more")
+        backend.requests.clear()
+        with Role(tmp_path / "role", queued):
+            wait_until(lambda: backend.bodies() == ["one"], what="it is sent")
 
 
 def test_an_outage_makes_it_unready_with_the_reason_but_never_dead_and_loses_nothing(tmp_path: Path) -> None:

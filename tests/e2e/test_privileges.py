@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import pytest
 from support import journal
 from support.backend import Backend
 from support.process import Role, lockgate, wait_until
-from support.rungs import becoming, needs_root, open_directory, place
+from support.rungs import becoming, let, needs_root, open_directory, place
 
 pytestmark = needs_root
 
@@ -176,23 +175,24 @@ def test_who_has_more_than_is_needed_is_told_what_can_be_taken_away(
     assert (status, found["verdict"], found["advice"]) == (0, "more than needed", advice)
 
 
-def let_read(path: Path, uid: int) -> None:
-    """An access control list with which this user reads, and else its owner alone (linux/posix_acl_xattr.h)."""
-    entries = [(0x01, 6, 0xFFFFFFFF), (0x02, 4, uid), (0x04, 0, 0xFFFFFFFF), (0x10, 4, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF)]
-    try:
-        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries))
-    except OSError:
-        pytest.skip("this file system has no access control lists")
-
-
-def test_of_access_control_lists_the_kernels_answer_counts_and_what_is_computed_beside_it_says_so(directory: Path) -> None:
-    let_read(prepare(directory, CASES["capability"], 10001), 10001)
+def test_users_and_groups_of_access_control_lists_are_computed(directory: Path) -> None:
+    path = prepare(directory, CASES["capability"], 10001)
+    let(path, users={10001: 4})
     status, found = tried(directory, GROUP)
     assert (status, found["verdict"], found["reads"]) == (0, "enough", found["found"])
     assert tried(directory, becoming(10002, 10002))[1]["verdict"] == "too little"
     found = tried(directory, CAPABILITY)[1]
     assert found["verdict"] == "more than needed"
-    assert "some of it has access control lists, which are not computed: try it on one node first" in found["advice"]
+    text = "a user other than root, in group 0 would read as much: otellogs.privilege: group"
+    assert text in found["advice"]
+    path.chmod(0o600)
+    let(path, groups={190: 4})
+    found = tried(directory, GROUP)[1]
+    assert found["verdict"] == "too little"
+    text = "it takes a user other than root, in group 0 and group 190: otellogs.privilege: group, otellogs.journalGroup: 190"
+    assert text in found["advice"]
+    assert "with an access control list" in found["unreadable"][0]
+    assert tried(directory, becoming(10001, 10001, [0, 190]))[1]["verdict"] == "enough"
 
 
 def test_a_capability_of_a_user_other_than_root_is_said_to_do_nothing(directory: Path) -> None:

@@ -426,16 +426,3 @@ def test_whom_an_exporter_trusts_follows_the_file(tmp_path: Path, everywhere: bo
                 put_authority(2, second)
                 assert answer.result(20) == 200
             assert backend.bodies() == ["one", "two"]
-
-
-def test_log_files_that_lie_in_a_directory_missing_at_start_stay_closed_and_that_is_said(tmp_path: Path) -> None:
-    logs = tmp_path / "later" / "pods"
-    config = f"""
-receivers: {{filelog: {{include: ["{logs}/*.log"], start_at: beginning}}}}
-exporters: {{debug: {{}}}}
-extensions: {{health_check: {{}}}}
-service: {{sandbox: require, extensions: [health_check], pipelines: {{logs: {{receivers: [filelog], exporters: [debug]}}}}}}
-"""
-    with Role(tmp_path / "role", config, expect_ready=False) as role:
-        assert str(logs) in role.get("/status")[1]["sandbox"]["missing_at_start"]
-        assert f"{logs} is not there (log files): what appears there later stays closed until a restart" in role.log.read_text()

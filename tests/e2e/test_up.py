@@ -1,5 +1,7 @@
 """`lockgate up`: three signals from a sample cluster, enriched, in a store that answers; and nothing left running."""
 
+import asyncio
+import io
 import json
 import os
 import signal
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support.process import lockgate, wait_until
+
+from lockgate.presets.up import Up
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,25 @@ def test_interrupting_leaves_nothing_running(up: tuple[Path, "subprocess.Popen[b
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, (state.parent / "out").read_text()
     assert processes_mentioning(str(state)) == []
+
+
+async def test_a_role_whose_sandbox_needs_a_restart_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ -e {tmp_path}/ran ] && exec {sys.executable} "$@"\n: > {tmp_path}/ran; echo the first; exit 75\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    shown = io.StringIO()
+    up = Up(tmp_path / "state", lines_per_second=1, console=Console(file=shown, width=200))
+    up.roles = [role for role in up.roles if role.preset == "backend"]
+    running = asyncio.create_task(up.run())
+    async with asyncio.timeout(60):
+        while not up.roles[0].ready and not running.done():
+            await asyncio.sleep(0.05)
+    up.stopping.set()
+    assert await running == 0, shown.getvalue()
+    assert up.roles[0].ready and "backend is started again: its sandbox kept a place closed that it needs" in shown.getvalue()
+    log = (tmp_path / "state" / "backend.log").read_text()
+    assert log.startswith("the first\n") and "everything has started" in log
 
 
 def processes_mentioning(text: str) -> list[int]:

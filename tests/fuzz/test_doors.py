@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import cramjam
 import msgpack
 import pytest
 from google.rpc.status_pb2 import Status
@@ -31,6 +32,7 @@ from support.journal import needs_journal, write
 from support.mutation import mutated
 from support.otlp import log_batch, metric_request, span_batch
 from support.otlp_requests import requests
+from support.remote_write import Request, WriteRequest, add_series, labels
 
 from lockgate.batch import Batch, Signal, count_records, message_type
 from lockgate.components.processors.attributes import AttributesProcessor
@@ -44,6 +46,7 @@ from lockgate.components.receivers.fluentforward import FluentForwardReceiver, F
 from lockgate.components.receivers.journald.records import Records
 from lockgate.components.receivers.otlp import OtlpReceiver
 from lockgate.components.receivers.otlp.settings import OtlpReceiverSettings
+from lockgate.components.receivers.prometheusremotewrite import PrometheusRemoteWriteReceiver, PrometheusRemoteWriteSettings
 from lockgate.components.receivers.raw_k8s_events.records import last_seen, record, request
 from lockgate.net.compression import CorruptBody, TooLarge, compress, decompress
 from lockgate.pipeline.contract import Kind, Processor
@@ -428,6 +431,22 @@ async def fluent_receiver(sink: Sink) -> AsyncIterator[FluentForwardReceiver]:
         yield receiver
 
 
+@asynccontextmanager
+async def remote_write_receiver(sink: Sink) -> AsyncIterator[PrometheusRemoteWriteReceiver]:
+    settings = {"endpoint": "127.0.0.1:0", "max_request_body_size": "64KiB", "max_bytes_in_flight": "1MiB"}
+    receiver = PrometheusRemoteWriteReceiver(PrometheusRemoteWriteSettings.model_validate(settings), context("prw", Kind.RECEIVER))
+    receiver.outputs = {Signal.METRICS: sink}
+    async with receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def remote_write_door() -> Iterator[Door]:
+    door = Door(remote_write_receiver)
+    yield door
+    door.close()
+
+
 @pytest.fixture(scope="module")
 def otlp_door() -> Iterator[Door]:
     door = Door(otlp_receiver)
@@ -445,10 +464,10 @@ def fluent_door() -> Iterator[Door]:
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 
 
-async def posted(port: int, signal: Signal, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+async def posted(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"http://127.0.0.1:{port}/v1/{signal}", data=body, headers=headers) as answer,
+        session.post(f"http://127.0.0.1:{port}{path}", data=body, headers=headers) as answer,
     ):
         return answer.status, await answer.read()
 
@@ -470,7 +489,7 @@ def test_every_request_over_http_is_delivered_or_refused_counted_and_explained(
         body = data.draw(mutated(st.just(compress(body, encoding))))
     headers = {"Content-Type": content_type} | ({"Content-Encoding": encoding} if encoding else {})
     refused, delivered = otlp_door.refused, len(otlp_door.sink.batches)
-    status, answer = otlp_door.run(posted(otlp_door.receiver.http.port, signal, body, headers))
+    status, answer = otlp_door.run(posted(otlp_door.receiver.http.port, f"/v1/{signal}", body, headers))
     assert status in (200, 400, 413, 415)
     if status == 200:
         assert otlp_door.refused == refused
@@ -482,6 +501,42 @@ def test_every_request_over_http_is_delivered_or_refused_counted_and_explained(
         assert json.loads(answer)["message"] if content_type == JSON else Status.FromString(answer).message
     assert otlp_door.receiver.http.server.budget.used == 0
     otlp_door.sink.batches.clear()
+
+
+def writes() -> Iterator[bytes]:
+    """Requests of remote write 1.0 and 2.0, with everything that a series may have."""
+    native = {"schema": 2, "count_int": 3, "sum": 1.5, "timestamp": 5, "positive_spans": [{"length": 2}], "positive_deltas": [2, -1]}
+    for made in (WriteRequest(), Request()):
+        for number in range(3):
+            add_series(made, labels(name="up", job="j", instance="i", n=str(number)), [(0.5, 1000), (1.5, 2000)], histograms=[native])
+        add_series(made, labels(name="up", job="j", instance="i", n="0")).exemplars.add(value=1.0, timestamp=1)
+        yield made.SerializeToString()
+
+
+@given(
+    mutated(st.sampled_from(list(writes())), [b"\xff\xff\xff\xff\x0f", b"\x12\x00"]),
+    st.sampled_from(["", ";proto=prometheus.WriteRequest", ";proto=io.prometheus.write.v2.Request", ";proto=x"]),
+    st.booleans(),
+    st.data(),
+)
+def test_every_remote_write_is_delivered_or_refused_counted_and_explained(
+    remote_write_door: Door, body: bytes, proto: str, is_damaged: bool, data: st.DataObject
+) -> None:
+    door = remote_write_door
+    compressed = bytes(cramjam.snappy.compress_raw(body))
+    if is_damaged:
+        compressed = data.draw(mutated(st.just(compressed)))
+    refused = door.refused
+    headers = {"Content-Type": PROTOBUF + proto, "Content-Encoding": "snappy"}
+    status, answer = door.run(posted(door.receiver.port, "/api/v1/write", compressed, headers))
+    assert status in (204, 400, 413, 415)
+    assert door.refused == refused + (status != 204)
+    assert bool(answer) == (status != 204)
+    for batch in door.sink.batches:  # with 400, what is good is delivered
+        assert status in (204, 400)
+        assert count_records(Signal.METRICS, batch.payload) == batch.count > 0
+    assert door.receiver.server.budget.used == 0
+    door.sink.batches.clear()
 
 
 async def sent(port: int, stream: bytes) -> bytes:

@@ -59,9 +59,22 @@ def policies(binary: Path, work: Path) -> None:
     go(*GO_BUILD, "-o", str(binary), ".", cwd=HERE / "policies")
 
 
+def prometheus(binary: Path, work: Path) -> None:
+    # Without its web pages: they are built by npm, and no test looks at them.
+    go(*GO_BUILD, "-o", str(binary), "github.com/prometheus/prometheus/cmd/prometheus", cwd=HERE / "prometheus")
+
+
+def prometheus_decode(binary: Path, work: Path) -> None:
+    go(*GO_BUILD, "-o", str(binary), "./decode", cwd=HERE / "prometheus")
+
+
 def vlagent(binary: Path, work: Path) -> None:
     # As its releases for amd64 and arm64 are built: zstd is then the library in C.
     go(*GO_BUILD, "-o", str(binary), "github.com/VictoriaMetrics/VictoriaLogs/app/vlagent", cwd=HERE / "vlagent", cgo=True)
+
+
+def vmagent(binary: Path, work: Path) -> None:
+    go(*GO_BUILD, "-o", str(binary), "github.com/VictoriaMetrics/VictoriaMetrics/app/vmagent", cwd=HERE / "vmagent", cgo=True)
 
 
 RECIPES: dict[str, tuple[Callable[[Path, Path], None], list[str]]] = {
@@ -71,7 +84,10 @@ RECIPES: dict[str, tuple[Callable[[Path, Path], None], list[str]]] = {
     "otelcol-traces": (otelcol_traces, ["otelcol/traces.yaml"]),
     "opencensus": (opencensus, ["opencensus/go.mod", "opencensus/go.sum", "opencensus/main.go"]),
     "policies": (policies, ["policies/go.mod", "policies/go.sum", "policies/main.go"]),
+    "prometheus": (prometheus, ["prometheus/go.mod", "prometheus/go.sum"]),
+    "prometheus-decode": (prometheus_decode, ["prometheus/go.mod", "prometheus/go.sum", "prometheus/decode/main.go"]),
     "vlagent": (vlagent, ["vlagent/go.mod", "vlagent/go.sum"]),
+    "vmagent": (vmagent, ["vmagent/go.mod", "vmagent/go.sum"]),
 }
 
 

@@ -59,6 +59,16 @@ LINE = b'%s stdout P part\n%s stderr F whole\n{"log":"a\\u00e9\\n","stream":"std
 PAIR = key_values(6, [("k", "v"), ("n", 7), ("f", 0.5), ("b", b"\xff"), ("t", True)])
 RECORD = b"\x09" + bytes(8) + delimited(5, b"\x0a\x01x") + PAIR + delimited(9, b"t" * 16) + delimited(10, b"s" * 8)
 OTHER = b"\x09" + bytes(8) + key_values(6, [("n", 8), ("k", "v"), ("absent", "")])
+LABELS = ((b"__name__", b"up_total"), (b"job", b"j"), (b"instance", b"i"), (b"pod", b"h\xc3\xa9"), (b"empty", b""))
+SAMPLES = delimited(2, b"\x09" + bytes(8) + b"\x10\x80\x01") + delimited(2, b"\x09\x02" + bytes(5) + b"\xf0\x7f\x10\x05\x18\x01")
+NAMED = b"".join(delimited(1, delimited(1, key) + delimited(2, text)) for key, text in LABELS)
+WRITES = (
+    delimited(1, NAMED + SAMPLES) * 2 + delimited(1, NAMED[:20] + delimited(3, b"")) + delimited(3, b"\x08\x01" + delimited(2, b"up")),
+    b"".join(delimited(4, text) for text in (b"", *(text for pair in LABELS for text in pair)))
+    + delimited(5, delimited(1, bytes(range(1, 11))) + SAMPLES + delimited(5, b"\x08\x01\x18\x02\x20\x03"))
+    + delimited(5, b"\x08\x01\x08\x02" + SAMPLES + b"\x30\x07" + delimited(3, b"")),
+)
+"""Of remote write 1.0 and 2.0."""
 REQUEST = delimited(1, delimited(1, key_values(1, [("service.name", "x")])) + delimited(2, delimited(2, RECORD) * 3 + delimited(2, OTHER)))
 
 
@@ -121,18 +131,32 @@ def skipped(thrift: ModuleType, data: bytes, compact: int) -> int:
     return int(reader.at)
 
 
+def written(series: ModuleType, payload: bytes, version: int, limit: int) -> Any:
+    """All that the kernel says of the payload, and its samples, every other series left out."""
+    found = series.scan(payload, version)
+    told = (found.resources, found.metrics, found.metadata, found.refused, found.first_refused, found.first_reason, list(found.rows))
+    is_sum = bytes(number % 2 for number in range(len(found.metrics)))
+    skip = bytes(number % 3 == 2 for number in range(found.series))
+    heads = [b"\x0a\x01r"] * len(found.resources), [b"\x0a\x01m"] * len(found.metrics)
+    attributes = [found.attributes(number, 9, 1 << 20) for number in range(found.series) if found.rows[8 * number + 4] >= 0]
+    try:
+        return told, attributes, series.write(found, *heads, is_sum, skip, limit)
+    except series.TooLarge:
+        return told, attributes, None
+
+
 def main() -> None:
     directory, seconds = Path(sys.argv[1]), float(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     print("seed", seed, flush=True)
     source = Path(lockgate.wire.__file__).parent
-    names = ("columns", "cri", "otlp", "records", "resources", "thrift", "jaeger")
+    names = ("columns", "cri", "otlp", "records", "resources", "series", "thrift", "jaeger")
     assert set(names) == {path.name.partition(".")[0] for path in directory.rglob("*.so")}, "a kernel that is not fuzzed here"
     compiled = [kernel(f"lockgate.wire.{name}", next(directory.rglob(f"{name}.*.so"))) for name in names]
     plain = [kernel(f"plain_{name}", source / f"{name}.py") for name in names]
     assert all(module.compiled for module in compiled) and not any(module.compiled for module in plain)
-    columns, cri, otlp, records, resources, thrift, jaeger = compiled
-    plain_columns, plain_cri, plain_otlp, plain_records, plain_resources, plain_thrift, plain_jaeger = plain
+    columns, cri, otlp, records, resources, series, thrift, jaeger = compiled
+    plain_columns, plain_cri, plain_otlp, plain_records, plain_resources, plain_series, plain_thrift, plain_jaeger = plain
     sent = varied_batch()
     batches = (posted(sent), datagram(sent, compact=False), datagram(sent, compact=True), bytes(post_spans(sent).SerializeToString()))
     chance, end, runs = random.Random(seed), time.monotonic() + seconds, 0
@@ -150,6 +174,9 @@ def main() -> None:
         assert columned(columns, request[0]) == columned(plain_columns, request[0]), request
         keys, shift = chance.sample([b"k", b"n", b"f", b"t", b"absent"], chance.randint(0, 5)), chance.randint(0, 3)
         assert regrouped(records, request[0], keys, shift) == regrouped(plain_records, request[0], keys, shift), (request, keys, shift)
+        version = chance.choice([1, 2])
+        writes = (mutated(chance, chance.choice([WRITES[version - 1], *WRITES])), version, chance.choice([0, 100, 1 << 20]))
+        assert outcome(written, series, *writes) == outcome(written, plain_series, *writes), writes
         damaged = [mutated(chance, each) for each in batches]
         assert [translated(jaeger, *damaged)] == [translated(plain_jaeger, *damaged)], damaged
         for compact, each in enumerate((damaged[0], damaged[2][14:])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -68,3 +69,18 @@ def place(path: Path, mode: int, uid: int = 0, gid: int = 0, text: str | None = 
     os.chown(path, uid, gid)
     path.chmod(mode)
     return path
+
+
+def let(path: Path, *, users: Mapping[int, int] | None = None, groups: Mapping[int, int] | None = None, mask: int = 7) -> None:
+    """Gives a file an access control list of these (permissions by uid and gid); owner, own group and others keep what the mode says.
+
+    As setfacl would (linux/posix_acl_xattr.h); from then on the mode shows the mask where its group was.
+    """
+    mode, nobody = path.stat().st_mode, 0xFFFFFFFF
+    named = [(0x02, each, id) for id, each in sorted((users or {}).items())]
+    more = [(0x08, each, id) for id, each in sorted((groups or {}).items())]
+    entries = [(0x01, mode >> 6 & 7, nobody), *named, (0x04, mode >> 3 & 7, nobody), *more, (0x10, mask, nobody), (0x20, mode & 7, nobody)]
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries))
+    except OSError as error:
+        pytest.skip(f"this file system has no access control lists: {error}")

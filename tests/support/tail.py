@@ -49,6 +49,7 @@ class Bench:
         self.options = {"include": (f"{directory}/*.log",), "flush_seconds": 5.0, "linger_seconds": 10.0, **options}
         self.now = 1000.0
         self.saved: list[Saved] = []
+        self.is_first_start = True
         self.durable: dict[str, Ranges] = {}
         """What the queue behind says that it holds, and what it lost; by life."""
         self.lost: dict[str, Ranges] = {}
@@ -61,7 +62,7 @@ class Bench:
             self._tailer = Tailer(
                 Options(**self.options),
                 self.make_parser,
-                self.saved,
+                None if self.is_first_start and not self.saved else self.saved,
                 durable={key: Ranges(ranges) for key, ranges in self.durable.items()},
                 lost={key: Ranges(ranges) for key, ranges in self.lost.items()},
                 monotonic=lambda: self.now,
@@ -101,7 +102,7 @@ class Bench:
     def stop(self) -> None:
         """As a clean stop: what was taken is saved."""
         if self._tailer is not None:
-            self.saved = self._tailer.snapshot()
+            self.saved, self.is_first_start = self._tailer.snapshot(), False
         self.kill()
 
     def kill(self) -> None:

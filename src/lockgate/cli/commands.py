@@ -41,7 +41,9 @@ def run(*, config: Config, overrides: Overrides = None) -> int:
 @app.command
 def validate(*, config: Config, overrides: Overrides = None) -> int:
     """Check a configuration: everything that start would refuse, all at once, each with file, line and column."""
-    configuration = load(config, overrides)
+    from lockgate.collector.config import load as load_configuration
+
+    configuration = load_configuration(config, overrides or [], tries_files=True)
     for warning in configuration.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"valid: {len(configuration.used())} components in {len(configuration.pipelines)} pipelines")

@@ -9,7 +9,8 @@ from lockgate.cli import running
 
 
 def main() -> None:
-    """The entry point `lockgate`. Exit status: 0 done, 1 it failed, 2 the arguments or the configuration are wrong."""
+    """The entry point `lockgate`. Exit status: 0 done, 1 it failed, 2 the arguments or the configuration are wrong; of `run` also 75
+    (lockdown/sandbox.py, RESTART_STATUS)."""
     from lockgate.kit.document import DocumentError
 
     try:

@@ -229,10 +229,12 @@ class Configuration:
         return list(dict.fromkeys(rows))
 
 
-def load(sources: Sequence[str], overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Configuration:
-    """The configuration that these files, preset names and `key=value` overrides make together; raises DocumentError with every problem."""
+def load(
+    sources: Sequence[str], overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None, *, tries_files: bool = False
+) -> Configuration:
+    """The configuration that these files, preset names and `key=value` overrides make together; raises DocumentError as `check` does."""
     document, files = read(sources, overrides, os.environ if environment is None else environment)
-    return check(document, files)
+    return check(document, files, tries_files=tries_files)
 
 
 def preset_names() -> list[str]:
@@ -283,9 +285,12 @@ def read(sources: Sequence[str], overrides: Sequence[str], environment: Mapping[
     return document, tuple(files)
 
 
-def check(document: Document, files: tuple[str, ...] = ()) -> Configuration:
-    """The configuration in this document; raises DocumentError with every problem that there is."""
-    return _Check(document, files).configuration()
+def check(document: Document, files: tuple[str, ...] = (), *, tries_files: bool = False) -> Configuration:
+    """The configuration in this document; raises DocumentError with every problem that there is.
+
+    With `tries_files` also those of the certificates, keys and tokens on this machine that start would refuse.
+    """
+    return _Check(document, files).configuration(tries_files=tries_files)
 
 
 _SECTIONS = [*(kind.value for kind in Kind), "service"]
@@ -309,7 +314,7 @@ class _Check:
         self.components: dict[tuple[Kind, str], Configured] = {}
         self.defined: set[tuple[Kind, str]] = set()
 
-    def configuration(self) -> Configuration:
+    def configuration(self, *, tries_files: bool) -> Configuration:
         for key in self.document.value:
             if key not in _SECTIONS:
                 self._problem((key,), "unknown key", nearest(key, _SECTIONS))
@@ -323,6 +328,8 @@ class _Check:
             configuration = Configuration(self.components, pipelines, service, self.files, tuple(self.warnings))
             self._cycles(pipelines)
             self._ports(configuration)
+            if tries_files:
+                self._files(configuration)
         if self.problems:
             raise DocumentError(sorted(self.problems, key=_place), self.document.warnings)
         assert service is not None
@@ -492,6 +499,22 @@ class _Check:
 
         for id in below:
             follow(id, ())
+
+    def _files(self, configuration: Configuration) -> None:
+        from lockgate.net.tls import unusable_authorities, unusable_certificate
+
+        trust, where = configuration.service.trust, ("service", "trust")
+        found = [each for i, path in enumerate(trust.ca_files) for each in unusable_authorities(path, (*where, "ca_files", i))]
+        if (own := trust.client_certificate) is not None:
+            keys = [(*where, "client_certificate", key) for key in ("cert_file", "key_file")]
+            found += unusable_certificate(own.cert_file, own.key_file, *keys)
+        for each in configuration.used():
+            found += [replace(it, where=(each.kind.value, each.id, *it.where)) for it in each.settings.unusable()]
+        for unusable in found:
+            if unusable.is_refused:
+                self._problem(unusable.where, unusable.what)
+            else:
+                self.warnings.append(Problem(self.document.mark(unusable.where), unusable.where, unusable.what))
 
     def _ports(self, configuration: Configuration) -> None:
         taken: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)

@@ -23,8 +23,8 @@ from lockgate.kit.clock import Clock, SystemClock
 from lockgate.kit.document import DocumentError
 from lockgate.kit.metrics import Metrics
 from lockgate.lockdown.privileges import Privileges, look
-from lockgate.lockdown.sandbox import Sandbox, enter
-from lockgate.pipeline.needs import is_covered
+from lockgate.lockdown.sandbox import RESTART_STATUS, Closed, Sandbox, enter
+from lockgate.pipeline.needs import Need, is_covered
 
 T = TypeVar("T")
 
@@ -32,6 +32,9 @@ log = logging.getLogger("lockgate.service")
 
 LOOK_SECONDS = 5.0
 """How often files are looked at that are followed; a kubelet needs a minute or so to bring a ConfigMap's change."""
+SETTLED_SECONDS = 300.0
+"""How long a process runs before it ends for a directory that was made anew: one that goes and comes all the time must not become a
+restart loop. As long as a kubelet's longest back-off between restarts."""
 
 
 class Program:
@@ -49,8 +52,14 @@ class Program:
         self.last_reload: dict[str, Any] = {}
         """Its outcome, time and reasons, as `/status` shows them; empty before the first."""
         self._privileges: Privileges | None = None
+        self._sandbox = sandbox or Sandbox()
+        self._closed = frozenset[Closed]()
+        """What is needed and there at two looks, and cannot be opened by this process."""
+        self._places = _places(configuration)
+        self.wants_restart = False
+        """Whether it stopped in order to be started again."""
         facts = {
-            "sandbox": (sandbox or Sandbox()).status,
+            "sandbox": lambda: {**self._sandbox.status(), "closed_now": sorted(map(str, self._closed))},
             "reload": lambda: self.last_reload,
             "privileges": lambda: self._privileges.status() if self._privileges else {},
         }
@@ -60,6 +69,7 @@ class Program:
         self._seen = _stamps(configuration.files)
         """Of the files, as they were when they were read."""
         self._looking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._trying: asyncio.Future[None] | None = None
         self._granted = [need for _, need in configuration.needs()]
         """What this process was started with; it can have no more."""
@@ -91,6 +101,8 @@ class Program:
                 async with giving_back(self.clock, self.host.executor):
                     self._process_metrics()
                     self._follow_files()
+                    if self._sandbox.landlock:
+                        self._watching = asyncio.ensure_future(self._watch_places(stop))
                     log.info("everything has started: %s", self._extent())
                     if on_ready:
                         on_ready()
@@ -104,7 +116,7 @@ class Program:
                 log.info("stopping: receivers first, then what is under way drains for at most %g s", self._drain_seconds)
         finally:
             stopping.cancel()
-            for task in filter(None, (self._looking, self._trying)):
+            for task in filter(None, (self._looking, self._watching, self._trying)):
                 task.cancel()
             try:
                 await self.assembly.leave(max(0.0, stop_by[0] - loop.time()) if stop_by else self._drain_seconds)
@@ -156,6 +168,26 @@ class Program:
             if await self._in_thread(_stamps, self.configuration.files) != self._seen:
                 self.reload()
 
+    async def _watch_places(self, stop: asyncio.Event) -> None:
+        """Ends the program in order where what it needs is there and closed to it: nothing but a restart opens it.
+
+        At two looks, because a directory may be gone again; what was made anew not before SETTLED_SECONDS.
+        """
+        started, before = self.clock.monotonic(), frozenset[Closed]()
+        while not stop.is_set():
+            await self.clock.sleep(LOOK_SECONDS)
+            now = await self._in_thread(self._sandbox.closed, self._places)
+            stays, before = now & before, now
+            left = SETTLED_SECONDS - (self.clock.monotonic() - started)
+            ends = left <= 0 or any(place.was_missing for place in stays)
+            if new := sorted(map(str, stays if ends else stays - self._closed)):
+                what = f"stopping, to be started again (exit status {RESTART_STATUS})" if ends else f"a restart opens it, in {left:.0f} s"
+                log.warning("%s, where the sandbox keeps it closed: %s", "; ".join(new), what)
+                if ends:
+                    self.wants_restart = True
+                    stop.set()
+            self._closed = stays
+
     async def _reload(self, stop: asyncio.Event) -> None:
         log.info("reading the configuration again")
         self._seen = await self._in_thread(_stamps, self.configuration.files)
@@ -194,6 +226,7 @@ class Program:
             telemetry = new.service.telemetry
             if (telemetry.logs, telemetry.resource) != (before.logs, before.resource):
                 set_up_logging(telemetry.logs, telemetry.resource)
+            self._places = _places(new)
             self._follow_files()
             self._try_privileges()
             self._tell("applied", [], f"the configuration is applied: {self._extent()}")
@@ -234,12 +267,18 @@ def _stamps(files: Sequence[str]) -> list[tuple[int, ...]]:
     return found
 
 
+def _places(configuration: Configuration) -> list[Need]:
+    """What the components need. What Python and the C library read (a loader's cache) is replaced by any upgrade; of configurations
+    the operator says when they are read again."""
+    return [need for who, need in configuration.needs() if who != "service"]
+
+
 def _alike(one: Configuration, other: Configuration) -> bool:
     return (one.used(), one.pipelines, one.service) == (other.used(), other.pipelines, other.service)
 
 
 def run(configuration: Configuration, load: Callable[[], Configuration]) -> int:
-    """Runs the configuration in this process until a signal ends it; the exit status.
+    """Runs the configuration in this process until a signal ends it; the exit status, RESTART_STATUS where it asks to be started again.
 
     SIGTERM and SIGINT drain within service.shutdown_timeout; a second one ends at once. SIGHUP changes to what `load` then gives.
     """
@@ -251,7 +290,7 @@ def run(configuration: Configuration, load: Callable[[], Configuration]) -> int:
     try:
         # Everything that is configured is imported by now, and no thread is started yet.
         sandbox = enter(configuration.service.sandbox, [need for _, need in configuration.needs()])
-        asyncio.run(_run_until_signal(configuration, load, sandbox))
+        wants_restart = asyncio.run(_run_until_signal(configuration, load, sandbox))
     except Exception as error:
         for leaf in leaves(error):
             # An OSError is about the machine (a port, a file), a LookupError of ours about the configuration: they say what to do.
@@ -259,14 +298,16 @@ def run(configuration: Configuration, load: Callable[[], Configuration]) -> int:
             is_expected = isinstance(leaf, OSError | LookupError) and not isinstance(leaf, KeyError | IndexError)
             log.error("ended: %s", describe(leaf), exc_info=None if is_expected else leaf)
         return 1
-    return 0
+    return RESTART_STATUS if wants_restart else 0
 
 
-async def _run_until_signal(configuration: Configuration, load: Callable[[], Configuration], sandbox: Sandbox) -> None:
-    stop = asyncio.Event()
+async def _run_until_signal(configuration: Configuration, load: Callable[[], Configuration], sandbox: Sandbox) -> bool:
+    """Whether it ended to be started again, and no signal said otherwise meanwhile."""
+    stop, signals = asyncio.Event(), list[int]()
 
     def end(number: int) -> None:
-        if stop.is_set():
+        signals.append(number)
+        if len(signals) > 1:
             log.error("second signal: ending at once; what was not acknowledged will be sent again by whoever holds it")
             logging.shutdown()
             os._exit(128 + number)
@@ -286,6 +327,7 @@ async def _run_until_signal(configuration: Configuration, load: Callable[[], Con
         started.cancel()
     stopping.cancel()
     await started
+    return program.wants_restart and not signals
 
 
 def describe(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """Who may read a file: this process, and whoever else it could be run as; and the least of these that reads everything.
 
 A ladder of three rungs, as the chart's `otellogs.privilege` has it. Where this process stands the kernel is asked, by opening; what it
-would answer on another rung is computed from owner, group and mode (path_resolution(7), capabilities(7)). Access control lists are not
-computed, nor what security modules, Landlock, or a file server refuse: where these decide, the kernel's own answer is what counts.
+would answer on another rung is computed from owner, group, mode and POSIX access control list (path_resolution(7), acl(5),
+capabilities(7)). What security modules, Landlock, or a file server refuse is not computed: where these decide, the kernel's own answer is
+what counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import enum
 import functools
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +42,18 @@ class Rung(enum.IntEnum):
     """Uid 0 that may read everything: CAP_DAC_READ_SEARCH."""
 
 
+_USER, _GROUP_OBJ, _GROUP, _MASK = 2, 4, 8, 16
+"""Tags of an access control list's entries (Linux, include/uapi/linux/posix_acl.h). The owner's and everybody else's are in the mode."""
+
+
 class Status(NamedTuple):
-    """What counts here of stat(2), in a tenth of the memory."""
+    """What counts here of stat(2), in a tenth of the memory, and of the access control list."""
 
     st_mode: int
     st_uid: int
     st_gid: int
+    entries: tuple[tuple[int, int, int], ...] = ()
+    """(tag, permissions, uid or gid) of each entry of the list; none where there is no list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,22 @@ class Identity:
         """Whether mode, owner and group let this one; `wanted` is R_OK, X_OK or both."""
         if self.reads_all:
             return True
+        if self.uid != status.st_uid and status.entries and status.st_mode & stat.S_IRWXG:  # a list whose mask is empty is not looked at
+            return self._is_let(status, wanted)
         shift = 6 if self.uid == status.st_uid else 3 if status.st_gid in self.groups else 0
         return (status.st_mode >> shift) & wanted == wanted
+
+    def _is_let(self, status: Status, wanted: int) -> bool:
+        """By the list, for anybody but the owner: acl(5), "Access check algorithm"."""
+        mask = next((permissions for tag, permissions, _ in status.entries if tag == _MASK), 7)
+        groups: list[int] = []
+        for tag, permissions, id in status.entries:
+            if tag == _USER and id == self.uid:
+                return permissions & mask & wanted == wanted
+            if (tag == _GROUP_OBJ and status.st_gid in self.groups) or (tag == _GROUP and id in self.groups):
+                groups.append(permissions & mask)
+        # Whoever is in a group of the list is not everybody else, although each of them lets him do less.
+        return any(each & wanted == wanted for each in groups or [status.st_mode & 7])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +156,27 @@ class Step:
     @classmethod
     def at(cls, path: str, wanted: int) -> Step:
         found = os.stat(path)
-        return cls(path, Status(found.st_mode, found.st_uid, found.st_gid), wanted)
+        return cls(path, Status(found.st_mode, found.st_uid, found.st_gid, _access_list(path)), wanted)
 
     def __str__(self) -> str:
-        return f"{self.path} is mode {stat.filemode(self.status.st_mode)}, owner uid {self.status.st_uid}, gid {self.status.st_gid}"
+        owner = f"owner uid {self.status.st_uid}, gid {self.status.st_gid}"
+        more = ", with an access control list" if self.status.entries else ""
+        return f"{self.path} is mode {stat.filemode(self.status.st_mode)}, {owner}{more}"
+
+    def group(self, who: Identity, held: frozenset[int]) -> int | None:
+        """One that would let these take it, where there is one: rather one of those held, or the file's own, than another of its list."""
+        named = [id for tag, _, id in self.status.entries if tag == _GROUP]
+        found = sorted({self.status.st_gid, *named}, key=lambda group: (group not in held, group != self.status.st_gid, group))
+        return next((group for group in found if Identity(who.uid, who.groups | {group}).may(self.status, self.wanted)), None)
+
+
+def _access_list(path: str) -> tuple[tuple[int, int, int], ...]:
+    """The entries of a file's list, as Linux stores it: a version, then each (include/uapi/linux/posix_acl_xattr.h)."""
+    try:
+        stored = os.getxattr(path, "system.posix_acl_access")
+    except (OSError, AttributeError):  # Python has it on Linux alone
+        return ()
+    return tuple(struct.iter_unpack("<HHI", stored[4:])) if len(stored) % 8 == 4 and stored[:4] == b"\2\0\0\0" else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +214,10 @@ class Way:
         """The first step that these may not take."""
         return next((step for step in self.steps if not who.may(step.status, step.wanted)), None)
 
-    def groups(self, who: Identity) -> frozenset[int]:
-        """The groups that would help these."""
-        return frozenset(
-            step.status.st_gid
-            for step in self.steps
-            if not who.may(step.status, step.wanted) and Identity(who.uid, who.groups | {step.status.st_gid}).may(step.status, step.wanted)
-        )
+    def groups(self, who: Identity, held: frozenset[int]) -> frozenset[int]:
+        """The groups that would help these; where several would, rather one of those held."""
+        helping = (step.group(who, held) for step in self.steps if not who.may(step.status, step.wanted))
+        return frozenset(group for group in helping if group is not None)
 
 
 @functools.lru_cache(256)  # files come by the directory
@@ -225,7 +261,7 @@ def least(ways: Iterable[Way], process: Process, lowest: Rung = Rung.GROUP, keep
 
 def best(ways: Iterable[Way], process: Process, rung: Rung, keep: frozenset[int] = frozenset()) -> Grant:
     """This rung, with all groups that help it on these ways."""
-    return Grant(rung, keep.union(*(way.groups(process.on(rung, keep)) for way in ways)))
+    return Grant(rung, keep.union(*(way.groups(process.on(rung, keep), process.groups) for way in ways)))
 
 
 def _is_enough(grant: Grant, ways: Iterable[Way], process: Process) -> bool:

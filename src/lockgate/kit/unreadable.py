@@ -4,7 +4,9 @@ import stat
 
 from lockgate.kit.rungs import Process, Way, least
 
-REFUSED_ELSEWHERE = "owner and mode would allow it, so no privilege mends it: the sandbox, SELinux, AppArmor or a file server refuses"
+REFUSED_ELSEWHERE = (
+    "owner, mode and access control list would allow it, so no privilege mends it: the sandbox, SELinux, AppArmor or a file server refuses"
+)
 
 
 def describe_unreadable(path: str, error: OSError) -> str:

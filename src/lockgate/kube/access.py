@@ -18,9 +18,9 @@ import yaml
 from pydantic import model_validator
 
 from lockgate.kit.settings import Secret
-from lockgate.net.tls import TlsClientSettings
+from lockgate.net.tls import TlsClientSettings, unusable_authorities
 from lockgate.net.trust import Trusting, TrustSettings, under
-from lockgate.pipeline.needs import Connect, Need, Read, followed
+from lockgate.pipeline.needs import Connect, Need, Read, Unusable, followed
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where the kubelet puts a pod's token, CA and namespace (client-go, rest.InClusterConfig)."""
@@ -117,6 +117,10 @@ class KubernetesClientSettings(Trusting):
             # Outside a cluster the address is not known yet; inside, every pod finds it at this name.
             yield Connect("kubernetes.default.svc", 443, reason)
             yield Read(SERVICE_ACCOUNT, "token and CA for the Kubernetes API")
+
+    def unusable(self) -> Iterator[Unusable]:
+        if self.auth_type != "kubeConfig" and not self.api_server.startswith("http:"):
+            yield from unusable_authorities(self.ca_file, ("ca_file",))
 
     def needs(self) -> Iterator[Need]:
         """None by itself: whoever holds these settings knows whether the API is used at all, and asks `api_needs`."""

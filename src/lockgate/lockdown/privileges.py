@@ -1,7 +1,7 @@
 """What this process may read and write of what is declared, on which rung of the ladder it stands, and the lowest that would do.
 
 Looked at once, at start, and by `lockgate privileges`. What is read is tried by whoever declares it (`ComponentSettings.try_reading`), at
-most so many paths of each; the rest is arithmetic on owners, groups and modes (`kit/rungs.py`).
+most so many paths of each; the rest is arithmetic on owners, groups, modes and access control lists (`kit/rungs.py`).
 """
 
 from __future__ import annotations
@@ -153,7 +153,6 @@ class _Seen:
     way: Way
     is_elsewhere: bool
     """Whether the kernel refuses what mode and owner would let this process do: then no rung helps."""
-    has_access_list: bool
     count: int = 0
 
     @property
@@ -186,11 +185,10 @@ def look(components: Iterable[ComponentSettings], needs: Iterable[Need]) -> Priv
             if tried.error is not None and len(unreadable) < _MAX_NAMED:
                 unreadable.append(describe_unreadable(tried.path, tried.error))
             way = Way.to(tried.path, step)
-            has_access_list = bool(way.steps) and _has_access_list(way.steps[-1].path)
-            kind = (tried.is_directory, tried.error is None, way.kind, has_access_list)
+            kind = (tried.is_directory, tried.error is None, way.kind)
             if kind not in kinds:
                 is_elsewhere = tried.error is not None and way.is_whole and not way.barrier(process.identity)
-                kinds[kind] = _Seen(tried, way, is_elsewhere, has_access_list)
+                kinds[kind] = _Seen(tried, way, is_elsewhere)
             kinds[kind].count += 1
     seen = list(kinds.values())
     ways = [each.way for each in seen if not each.is_elsewhere]
@@ -259,8 +257,6 @@ def _judge(process: Process, grant: Grant, seen: list[_Seen], needs: Iterable[Ne
         more.append(f"{grant} would read as much: {', '.join(grant.values)}")
     elif process.rung is Rung.GROUP and (idle := sorted(process.extra_groups - grant.groups)):
         more.append(f"nothing that was found is read by way of group {', '.join(map(str, idle))}")
-    if more and any(each.has_access_list for each in seen):
-        more.append("some of it has access control lists, which are not computed: try it on one node first")
     more += _unused(process, {"DAC_READ_SEARCH"} if grant.rung is Rung.CAPABILITY else set(), needs)
     return ("more than needed", tuple(more)) if more else ("enough", ())
 
@@ -275,13 +271,6 @@ def _unused(process: Process, used: set[str], needs: Iterable[Need]) -> Iterator
 
 def _some(names: Collection[str]) -> str:
     return ", ".join(sorted(names)) if 0 < len(names) <= _MAX_NAMED_CAPABILITIES else f"{len(names) or 'no'} capabilities"
-
-
-def _has_access_list(path: str) -> bool:
-    try:
-        return bool(os.getxattr(path, "system.posix_acl_access"))
-    except (OSError, AttributeError):  # Python has it on Linux alone
-        return False
 
 
 def _states(needs: Iterable[Need]) -> Iterator[State]:

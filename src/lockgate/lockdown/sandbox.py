@@ -3,6 +3,10 @@
 Landlock restricts the thread that asks and what it starts, so it must come before every other thread; it can never be widened, so
 rules are about directories, in which certificates and tokens may be replaced. What is not there at start gets no rule: the nearest
 directory that exists may be /var/lib, and nobody declared that.
+
+A rule is about an inode, so a directory that comes later, or is deleted and made anew, stays closed. Landlock does not restrict stat(2):
+`Sandbox.closed` sees such a place, and the program ends with RESTART_STATUS to be started again with it open (collector/program.py). It
+cannot do that by itself: what a process executes inherits its rules.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +32,11 @@ Mode = Literal["off", "best-effort", "require"]
 _SHARED = frozenset(
     {"/", "/dev", "/etc", "/home", "/opt", "/proc", "/root", "/run", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/tmp"}
 )
+
+RESTART_STATUS = 75
+"""Exit status of a process that ended in order, to be started again (EX_TEMPFAIL in sysexits.h)."""
+_KERNELS_OWN = ("/proc/", "/sys/", "/dev/")
+"""File systems that the kernel fills: it may give another inode at every look, and nobody replaces what is there."""
 
 
 class SandboxError(OSError):
@@ -45,6 +55,8 @@ class Plan:
     udp: bool
     missing: tuple[Read, ...]
     """What will be read and is not there, and not within anything that is."""
+    granted: Mapping[tuple[int, int], bool] = field(default_factory=dict)
+    """(device, inode) of what is there, and whether it may be written."""
 
     @property
     def programs(self) -> bool:
@@ -84,7 +96,8 @@ def plan(needs: Iterable[Need]) -> Plan:
                 connect.add(port)
             case Listen() | Connect():
                 udp = True
-    there = {path for path in (*read, *write) if os.path.exists(path)}
+    identities = {path: (found.st_dev, found.st_ino) for path in sorted({*read, *write}) if (found := _status(path))}
+    there = set(identities)
     missing = [need for path, need in read.items() if path not in there and not any(_within(path, other) for other in there)]
     return Plan(
         frozenset(there - write),
@@ -94,7 +107,26 @@ def plan(needs: Iterable[Need]) -> Plan:
         frozenset(connect),
         udp,
         tuple(missing),
+        {identities[path]: path in write for path in sorted(there, key=lambda path: path in write)},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A place that is needed and there, and that this process cannot open because it came, or was replaced, after its start."""
+
+    path: str
+    reason: str
+    identity: tuple[int, int]
+    """(device, inode) of what is there now."""
+    was_missing: bool
+    """Whether nothing was there at start."""
+    is_deleted: bool = False
+    """Whether what is there was deleted elsewhere, and only a mount still holds it."""
+
+    def __str__(self) -> str:
+        was = "was not there at start and is now" if self.was_missing else "is another one than at start"
+        return f"{self.path} ({self.reason}) {'was deleted and is only still mounted here' if self.is_deleted else was}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +141,41 @@ class Sandbox:
     """What could not be had, and why."""
     missing: tuple[str, ...] = ()
     """What was not there at start, and stays closed until a restart."""
+    granted: Mapping[tuple[int, int], bool] = field(default_factory=dict)
+    """As Plan.granted."""
+
+    def closed(self, needs: Iterable[Need]) -> frozenset[Closed]:
+        """What of these needs is there now and cannot be opened, because no rule is about it or about a directory above it.
+
+        Nothing where Landlock is not in force. Only looks (stat); a file system that does not answer blocks it: for a thread.
+        """
+        if not self.landlock:
+            return frozenset()
+        paths: dict[str, Read | Write] = {}
+        for need in needs:
+            if isinstance(need, Read | Write) and not f"{os.path.abspath(need.path)}/".startswith(_KERNELS_OWN):
+                path = os.path.abspath(need.path)
+                if path not in paths or isinstance(need, Write):
+                    paths[path] = need
+        found = set()
+        for path, need in paths.items():
+            status = _status(path)
+            if status is None:
+                continue
+            is_deleted = stat.S_ISDIR(status.st_mode) and status.st_nlink == 0
+            if is_deleted or not self._is_open(path, isinstance(need, Write)):
+                identity = status.st_dev, status.st_ino
+                found.add(Closed(path, need.reason, identity, not is_deleted and path in self.missing, is_deleted))
+        return frozenset(found)
+
+    def _is_open(self, path: str, is_written: bool) -> bool:
+        """As the kernel decides it: a rule about the place, or about any directory on the way to it, suffices."""
+        for each in (path, *map(str, Path(os.path.realpath(path)).parents)):
+            status = _status(each)
+            writable = self.granted.get((status.st_dev, status.st_ino)) if status else None
+            if writable or (writable is False and not is_written):
+                return True
+        return False
 
     def status(self) -> Mapping[str, object]:
         """For `/status`: what is in force, and what the kernel says of each thread now."""
@@ -166,7 +233,8 @@ def enter(mode: Mode, needs: Iterable[Need]) -> Sandbox:
         lacking.append(
             f"signals to other processes, and their abstract sockets: Landlock ABI {version} cannot refuse them (Linux 6.12 can)"
         )
-    sandbox = Sandbox(mode, version, bool(filter), tuple(lacking), tuple(sorted(need.path for need in found.missing)))
+    missing = tuple(sorted(os.path.abspath(need.path) for need in found.missing))
+    sandbox = Sandbox(mode, version, bool(filter), tuple(lacking), missing, found.granted if version else {})
     _tell(sandbox, found)
     return sandbox
 
@@ -224,8 +292,13 @@ def _tell(sandbox: Sandbox, found: Plan) -> None:
     for path in found.shared:
         log.warning("the sandbox leaves all of %s open: something that is needed lies there; give it a directory of its own", path)
     for need in found.missing:
-        if not need.optional:
-            log.warning("%s is not there (%s): what appears there later stays closed until a restart", need.path, need.reason)
+        if sandbox.landlock and not need.optional:
+            log.warning(
+                "%s is not there (%s): once it is, this process ends with status %d, because only a restart opens what appears there later",
+                need.path,
+                need.reason,
+                RESTART_STATUS,
+            )
     log.info(
         "sandboxed: files %s, TCP ports %s, system calls %s",
         f"by {len(found.read) + len(found.write)} rules" if sandbox.landlock else "open",
@@ -241,6 +314,14 @@ def _thread(status: Path) -> bool:
     except OSError:
         return True  # it has ended
     return lines.get("Seccomp") == "2" and lines.get("NoNewPrivs") == "1"
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of what is at this path, links followed as Landlock follows them; None where nothing is, or it cannot be seen."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _within(path: str, directory: str) -> bool:

@@ -185,7 +185,7 @@ class _Buffer:
         self._stream_id, self._connection = stream_id, connection
         self._bytes = bytearray()
         self._wanted = 0
-        self._ended = False
+        self.ended = False
         self._enough = asyncio.Event()
 
     def add(self, data: bytes, ack_size: int) -> None:
@@ -195,12 +195,12 @@ class _Buffer:
             self._enough.set()
 
     def eof(self) -> None:
-        self._ended = True
+        self.ended = True
         self._enough.set()
 
     async def read(self, size: int) -> bytes:
         """Exactly so many bytes; none at the end. Raises EOFError where the stream ends in between."""
-        if len(self._bytes) < size and not self._ended:
+        if len(self._bytes) < size and not self.ended:
             self._wanted = size
             self._enough.clear()
             self._connection.expect(self._stream_id, size - len(self._bytes))
@@ -238,11 +238,22 @@ class BoundedStream(Stream):
     """The peer has not looked at it, and will not."""
     sent = False
     """A client's request has been sent to its end."""
+    reads_on = False
+    """Of a server: when the client goes, what has come is still read, and whoever reads is not cancelled."""
 
     def init_stream(self, stream_id: int, connection: Connection) -> None:
         super().init_stream(stream_id, connection)
         assert isinstance(connection, _Connection)
         self.buffer = _Buffer(stream_id, connection)  # type: ignore[assignment]  # what grpclib calls on it, it has
+
+    was_cut = False
+    """Its end is not the client's."""
+
+    def cut(self) -> None:
+        """What has come is all that will be read."""
+        assert isinstance(self.buffer, _Buffer)
+        self.was_cut = self.was_cut or not self.buffer.ended
+        self.buffer.eof()
 
     def __terminated__(self, reason: str) -> None:
         # An answer that came whole, in one read with what ends the stream or its connection, is about to be read.

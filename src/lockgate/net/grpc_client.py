@@ -32,7 +32,7 @@ from lockgate.net.proxy import proxy_credentials
 from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.contract import ComponentSettings, Context
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
-from lockgate.pipeline.needs import Connect, Need
+from lockgate.pipeline.needs import Connect, Need, Unusable
 
 MAX_ANSWER = 4 * 2**20
 """Largest answer taken, in bytes: grpc-go's and grpcio's default. OTLP's are a sentence."""
@@ -173,6 +173,11 @@ class GrpcClientSettings(ComponentSettings):
         environment's is none."""
         host, port = self.address
         return self.tls.service.proxy_for(URL.build(scheme="https", host=host, port=port))
+
+    def unusable(self) -> Iterator[Unusable]:
+        for found in super().unusable():
+            if found.where[0] != "tls" or self.secure:
+                yield found
 
     def needs(self) -> Iterator[Need]:
         yield from self.tls.needs() if self.secure else ()

@@ -28,6 +28,7 @@ from lockgate.kit.sometimes import Sometimes
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import CorruptBody, TooLarge, compress_off_loop, decompress
 from lockgate.net.grpc import (
+    BoundedStream,
     GrpcError,
     Handler,
     Protocol,
@@ -70,7 +71,7 @@ FAREWELL_SECONDS = 1.0
 class Call:
     """One request: who sent it, its metadata, its messages as bytes."""
 
-    def __init__(self, server: "GrpcServer", stream: Stream, headers: dict[str, str], peer: str) -> None:
+    def __init__(self, server: "GrpcServer", stream: BoundedStream, headers: dict[str, str], peer: str) -> None:
         self.method = headers.get(":path", "")
         self.peer = peer
         """The client's address, without its port."""
@@ -80,14 +81,23 @@ class Call:
         self._share = Share(server.budget)
         self._encoding = headers.get("grpc-encoding", "identity")
         self._answering = ""
+        self._is_between = False
 
-    async def receive(self) -> bytes | None:
-        """The next message, inflated; None at the stream's end. The budget holds it until the next one is asked for, or the call ends.
+    async def receive(self, within: float | None = None) -> bytes | None:
+        """The next message, inflated, which must begin within so many seconds; None at the stream's end.
+
+        The budget holds it until the next one is asked for, or the call ends.
 
         Raises GrpcError for a message that is too large, or not what its headers say, or slow.
         """
         self.release()
-        prefix = await self._next_prefix()
+        self._is_between = True
+        try:
+            async with asyncio.timeout(within):
+                prefix = await self._next_prefix()
+        except TimeoutError:
+            raise GrpcError(Status.UNAVAILABLE, f"no message came within {within:g} s") from None
+        self._is_between = False
         if prefix is None:
             return None
         compressed, size = prefix
@@ -125,6 +135,39 @@ class Call:
             raise GrpcError(Status.INVALID_ARGUMENT, f"cannot inflate the message: {error}") from None
         self._share.resize(len(inflated))  # never more than was reserved
         return inflated
+
+    async def each(self, handle: Callable[[bytes], Awaitable[None]]) -> None:
+        """Hands every message of the stream to `handle`, one after the other: nothing is read while one is handled.
+
+        What a client had sent when it went away, or when this server stops, is still handled, as far as it is here; at a stop the client is
+        then asked to connect again (UNAVAILABLE). The first message must begin within the read time-out; after it a stream may be silent
+        for as long as its client answers PINGs.
+        """
+        server, stream = self._server, self._stream
+        task = asyncio.current_task()
+        assert task is not None
+        server.streams[self] = task
+        stream.reads_on = True
+        try:
+            message = await self.receive(server.read_timeout)
+            while message is not None:
+                await handle(message)
+                if server.stopping:
+                    stream.cut()
+                message = await self.receive()
+        except GrpcError:
+            if not (stream.was_cut and server.stopping):
+                raise
+        finally:
+            stream.reads_on = False
+            del server.streams[self]
+        if stream.was_cut and server.stopping:
+            raise GrpcError(Status.UNAVAILABLE, "this server stops; connect again")
+
+    def wait_no_longer(self) -> None:
+        """Ends `each` where it waits for a message that has not begun."""
+        if self._is_between:
+            self._stream.cut()
 
     async def send(self, message: bytes) -> None:
         """Answers with this message, compressed as the request was where that is worth it."""
@@ -180,6 +223,15 @@ def unary(handle: Callable[[bytes, Call], Awaitable[bytes]]) -> Method:
     return method
 
 
+def streaming(begin: Callable[[Call], Callable[[bytes], Awaitable[None]]]) -> Method:
+    """A method of many messages in and none out; `begin` gives, for each call, what is to be done with a message. See `Call.each`."""
+
+    async def method(call: Call) -> None:
+        await call.each(begin(call))
+
+    return method
+
+
 def _too_large(what: str) -> GrpcError:
     # Without RetryInfo, which for OTLP says that trying again is of no use; in grpc-go's words, which clients know.
     return GrpcError(Status.RESOURCE_EXHAUSTED, f"grpc: {what}; raise max_recv_msg_size_mib, or send smaller batches")
@@ -201,6 +253,8 @@ class GrpcServer:
         self.stopping = False
         self.requests = 0
         self.connections: set[_Connection] = set()
+        self.streams: dict[Call, asyncio.Task[Any]] = {}
+        """Those that hand on many messages, and who does: they may outlive their connection."""
         self.port = 0
         """The port listened at, once entered: the configured one, or the system's choice where that is 0."""
         self._listener = Listener()
@@ -242,12 +296,22 @@ class GrpcServer:
             self.stopping = True
             for connection in list(self.connections):
                 connection.say_goaway()
+            for call in self.streams:
+                call.wait_no_longer()
             await self._empty.wait()
+            await self._end_streams()
         finally:
             self.stopping = True
             for connection in list(self.connections):
                 connection.protocol.processor.close("the server stops")
+            for task in self.streams.values():
+                task.cancel()
             await self._empty.wait()  # as long as closing lingers, at most
+            await self._end_streams()
+
+    async def _end_streams(self) -> None:
+        if self.streams:
+            await asyncio.wait(list(self.streams.values()))
 
     def _accept(self) -> Protocol:
         times = self.settings.keepalive.server_parameters
@@ -373,7 +437,10 @@ class _Connection(Handler):
         task.add_done_callback(lambda _: self._done(stream))
 
     def cancel(self, stream: Stream) -> None:
-        if stream in self._tasks:
+        assert isinstance(stream, BoundedStream)
+        if stream.reads_on:
+            stream.cut()
+        elif stream in self._tasks:
             self._tasks[stream].cancel()
 
     def reset(self) -> None:
@@ -405,8 +472,8 @@ class _Connection(Handler):
     def close(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        for task in self._tasks.values():
-            task.cancel()
+        for stream in self._tasks:
+            self.cancel(stream)
 
     def lost(self) -> None:
         self._server.removed(self)
@@ -442,6 +509,7 @@ class _Connection(Handler):
         self._close_when_done()
 
     async def _handle(self, stream: Stream, headers: dict[str, str], release_stream: Callable[[], None]) -> None:
+        assert isinstance(stream, BoundedStream)
         call = Call(self._server, stream, headers, self._peer)
         try:
             if refusal := _not_grpc(headers):
@@ -455,7 +523,8 @@ class _Connection(Handler):
                 error = await self._server.serve(call)
                 if error is not None:
                     self._server.count(call, error)
-                await call.finish(error)
+                if not self.protocol.connection.is_closing():  # it may have outlived it
+                    await call.finish(error)
         except (ProtocolError, OSError, AttributeError) as error:
             # The client, or its stream, went while it was answered. (AttributeError: grpclib takes a closed connection's transport away.)
             if isinstance(error, AttributeError) and not self.protocol.connection.is_closing():
@@ -468,7 +537,8 @@ class _Connection(Handler):
         self._server.requests -= 1
         task = self._tasks.pop(stream)
         if not task.cancelled():
-            self._resets = max(0, self._resets - 1)
+            if not (isinstance(stream, BoundedStream) and stream.was_cut):
+                self._resets = max(0, self._resets - 1)
             if (error := task.exception()) is not None:
                 self._server.context.logger.error("a bug: cannot answer %s", self._peer, exc_info=error)
         self._idle()

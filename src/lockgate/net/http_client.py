@@ -23,7 +23,7 @@ from lockgate.net.proxy import parse_proxy, proxy_credentials
 from lockgate.net.tls import TlsClientSettings
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Retryable
-from lockgate.pipeline.needs import ComponentSettings, Connect, Need
+from lockgate.pipeline.needs import ComponentSettings, Connect, Need, Unusable
 
 _CONNECT_SECONDS = 10.0
 """For a connection, TLS included. TCP asks again after 1, 3, 7, 15 and 31 s: another try finds sooner that a path was opened meanwhile."""
@@ -144,6 +144,11 @@ class HttpClientSettings(ComponentSettings):
             if key not in seen:
                 seen.add(key)
                 yield Connect(*key, f"requests to {safe_url(url)}" + (" through this proxy" if proxy else ""), is_proxy=proxy is not None)
+
+    def unusable(self) -> Iterator[Unusable]:
+        for found in super().unusable():
+            if found.where[0] != "tls" or any(map(self.speaks_tls, self.urls())):
+                yield found
 
     def warnings(self) -> Iterator[str]:
         yield from super().warnings()

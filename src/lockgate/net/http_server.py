@@ -29,6 +29,7 @@ from aiohttp.web_server import Server
 from pydantic import Field, field_validator, model_validator
 
 from lockgate.kit.settings import Secret
+from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.units import Duration, Size
 from lockgate.net.address import split_endpoint
 from lockgate.net.auth import AuthSettings
@@ -157,6 +158,25 @@ class HttpRefusal(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = 'Bearer, Basic realm="lockgate"'
         return headers
+
+
+class Refusals:
+    """Counts a receiver's refused requests by status, and logs them now and then."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._sometimes = context, Sometimes(context.clock)
+
+    def __call__(self, request: BaseRequest, refusal: HttpRefusal) -> None:
+        self._context.metrics.counter(
+            "lockgate_receiver_refused_requests",
+            "requests answered with an error, by status",
+            receiver=self._context.id,
+            transport="http",
+            status=str(refusal.status),
+        ).add()
+        if refusal.status < 500 and (kept_back := self._sometimes.now(refusal.status)) is not None:
+            more = f" ({kept_back} more like this were not logged)" if kept_back else ""
+            self._context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]

@@ -11,9 +11,8 @@ from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response
 
 from lockgate.batch import Signal, message_type
-from lockgate.kit.sometimes import Sometimes
 from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
-from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals
 from lockgate.net.intake import Decode, Intake, read_request
 from lockgate.pipeline.contract import Context
 from lockgate.pipeline.errors import Permanent, Retryable
@@ -30,8 +29,8 @@ class OtlpHttp:
 
     def __init__(self, settings: HttpServerSettings, paths: Mapping[str, Signal], context: Context, intake: Intake) -> None:
         self.paths, self.context, self.intake = paths, context, intake
+        self.note_refused = Refusals(context)
         self.server = HttpServer(settings, context, self.serve, self.note_refused)
-        self._sometimes = Sometimes(context.clock)
 
     @property
     def port(self) -> int:
@@ -88,19 +87,6 @@ class OtlpHttp:
     def signal(self, path: str) -> Signal | None:
         """The signal behind this path."""
         return self.paths.get(path)
-
-    def note_refused(self, request: BaseRequest, refusal: HttpRefusal) -> None:
-        """Counts a refused request, and logs it now and then."""
-        self.context.metrics.counter(
-            "lockgate_receiver_refused_requests",
-            "requests answered with an error, by status",
-            receiver=self.context.id,
-            transport="http",
-            status=str(refusal.status),
-        ).add()
-        if refusal.status < 500 and (kept_back := self._sometimes.now(refusal.status)) is not None:
-            more = f" ({kept_back} more like this were not logged)" if kept_back else ""
-            self.context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 
     def _refused(self, request: BaseRequest, content_type: str, refusal: HttpRefusal) -> Response:
         self.note_refused(request, refusal)

@@ -10,6 +10,7 @@ import os
 import re
 import ssl
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from logging import Logger
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 from yarl import URL
 
+from lockgate.kit.document import Path as KeyPath
 from lockgate.kit.settings import Secret
 from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.units import Duration
 from lockgate.net.proxy import proxy_credentials
 from lockgate.net.trust import Trusting, TrustSettings
 from lockgate.pipeline.contract import Context
-from lockgate.pipeline.needs import ComponentSettings, Need, followed
+from lockgate.pipeline.needs import ComponentSettings, Need, Unusable, elsewhere, followed
 
 Version = Literal["1.0", "1.1", "1.2", "1.3"]
 _VERSIONS = {
@@ -95,6 +97,12 @@ class _TlsSettings(ComponentSettings):
         for key, path in self._files():
             yield from followed(path, f"TLS {key}, followed as it changes")
 
+    def unusable(self) -> Iterator[Unusable]:
+        if self.cert_file or self.cert_pem:
+            with _as_file(self.cert_file, self.cert_pem) as certificate, _as_file(self.key_file, self._pem("key")) as key:
+                names = ("cert_file" if self.cert_file else "cert_pem", "key_file" if self.key_file else "key_pem")
+                yield from unusable_certificate(certificate, key, (names[0],), (names[1],))
+
     def _new(self, protocol: int, alpn: Sequence[str]) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = _VERSIONS[self.min_version]
@@ -108,11 +116,57 @@ class _TlsSettings(ComponentSettings):
                 _present(context, certificate, key, f"{self.cert_file or 'cert_pem'} with key {self.key_file or 'key_pem'}")
         return context
 
-    def _trust(self, context: ssl.SSLContext, key: str, path: str, pem: str = "") -> None:
-        try:
-            context.load_verify_locations(path or None, cadata=pem or None)
-        except (OSError, ValueError) as error:
-            raise TlsError(f"cannot use TLS {key} {path}: {_cause(error)}".replace(" :", ":")) from error
+
+def _trust(context: ssl.SSLContext, key: str, path: str, pem: str = "") -> None:
+    try:
+        context.load_verify_locations(path or None, cadata=pem or None)
+    except (OSError, ValueError) as error:
+        raise TlsError(f"cannot use TLS {key} {path}: {_cause(error)}".replace(" :", ":")) from error
+
+
+def unusable_authorities(path: str, where: KeyPath, pem: str = "") -> Iterator[Unusable]:
+    """What start would say of these authorities, and where none of them is valid now; nothing where there are none."""
+    if not path and not pem:
+        return
+    if path and (found := elsewhere(where, path)):
+        yield found
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        _trust(context, str(where[-1]) if isinstance(where[-1], str) else ".".join(map(str, where)), path, pem)
+    except TlsError as error:
+        yield Unusable(where, str(error))
+        return
+    reasons = [_invalid(certificate) for certificate in context.get_ca_certs()]
+    if reasons and all(reasons):
+        yield Unusable(where, f"every certificate in {path or where[-1]} is of no use now: the first {reasons[0]}", False)
+
+
+def unusable_certificate(certificate: str, key: str, where: KeyPath, where_key: KeyPath) -> Iterator[Unusable]:
+    """What start would say of this certificate and its key, and whether the certificate is valid now."""
+    absent = [found for path, place in ((certificate, where), (key, where_key)) if (found := elsewhere(place, path))]
+    if absent:
+        yield from absent
+        return
+    try:
+        # There is no public way to look at a certificate without a connection.
+        seen = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]
+    except OSError:
+        seen = None
+    try:
+        _present(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key, f"{certificate} with key {key}")
+    except TlsError as error:
+        yield Unusable(where_key if seen else where, str(error))
+    if seen and (reason := _invalid(seen)):
+        yield Unusable(where, f"the certificate {certificate} {reason}: peers refuse it", False)
+
+
+def _invalid(certificate: Any) -> str:
+    """Why this certificate, as `ssl` decodes it, is not valid at this moment; empty where it is."""
+    now = time.time()
+    if now > ssl.cert_time_to_seconds(certificate["notAfter"]):
+        return f"expired on {certificate['notAfter']}"
+    return f"is valid from {certificate['notBefore']} on" if now < ssl.cert_time_to_seconds(certificate["notBefore"]) else ""
 
 
 class TlsClientSettings(_TlsSettings, Trusting):
@@ -136,6 +190,11 @@ class TlsClientSettings(_TlsSettings, Trusting):
             yield from followed(path, f"{key}, followed as it changes")
         if not self.insecure_skip_verify and not self.insecure and self._trusts_service:
             yield from self._service.needs()
+
+    def unusable(self) -> Iterator[Unusable]:
+        yield from super().unusable()
+        if not self.insecure_skip_verify:
+            yield from unusable_authorities(self.ca_file, ("ca_file" if self.ca_file else "ca_pem",), self.ca_pem)
 
     def warnings(self) -> Iterator[str]:
         if self.insecure_skip_verify:
@@ -195,10 +254,10 @@ class TlsClientSettings(_TlsSettings, Trusting):
             context.verify_mode = ssl.CERT_NONE
             return context
         if self.ca_file or self.ca_pem:
-            self._trust(context, "ca_file" if self.ca_file else "ca_pem", self.ca_file, self.ca_pem)
+            _trust(context, "ca_file" if self.ca_file else "ca_pem", self.ca_file, self.ca_pem)
         if self._trusts_service:
             for key, path in self._service.files():
-                self._trust(context, key, path)
+                _trust(context, key, path)
             for path in self._service.system_files():
                 _trust_system(context, path, logger)
         return context
@@ -218,6 +277,10 @@ class TlsServerSettings(_TlsSettings):
             raise ValueError("a server needs cert_file and key_file (or cert_pem and key_pem)")
         return self
 
+    def unusable(self) -> Iterator[Unusable]:
+        yield from super().unusable()
+        yield from unusable_authorities(self.client_ca_file, ("client_ca_file",))
+
     def warnings(self) -> Iterator[str]:
         if not self.client_ca_file_reload:
             yield "client_ca_file is followed as it changes all the same; remove client_ca_file_reload"
@@ -234,7 +297,7 @@ class TlsServerSettings(_TlsSettings):
     def _build(self, alpn: Sequence[str]) -> ssl.SSLContext:
         context = self._new(ssl.PROTOCOL_TLS_SERVER, alpn)
         if self.client_ca_file:
-            self._trust(context, "client_ca_file", self.client_ca_file)
+            _trust(context, "client_ca_file", self.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
             # A resumed session is not verified again: it would outlive the removal of its authority from the file.
             context.num_tickets = 0

@@ -7,7 +7,7 @@ sandbox. Nothing may be opened that is not in it.
 import ipaddress
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -90,6 +90,25 @@ class Tried:
     path: str
     is_directory: bool
     error: OSError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A file that settings name, as it is on this machine now."""
+
+    where: KeyPath
+    """The key that names it."""
+    what: str
+    is_refused: bool = True
+    """Whether start would refuse it here; else it is worth a warning."""
+
+
+def elsewhere(where: KeyPath, path: str) -> Unusable | None:
+    """What to say of a file of which not even the directory is here: it is some other machine's, such as a pod's, and cannot be tried."""
+    if os.path.exists(os.path.dirname(os.path.abspath(path))):  # noqa: PTH110, PTH120, PTH100  # Path.exists raises where it may not look
+        return None
+    what = f"{path} is not on this machine, nor its directory, so it was not tried; start refuses it where it is missing"
+    return Unusable(where, what, is_refused=False)
 
 
 def followed(path: str, reason: str) -> Iterator[Read]:
@@ -195,6 +214,14 @@ class ComponentSettings(Settings):
         exist is a FileNotFoundError. Blocks: for a thread.
         """
         yield from ()
+
+    def unusable(self) -> Iterator[Unusable]:
+        """Of the files that start reads: those that it would refuse, or that are worth a warning. Reads them; asked by `validate` alone,
+        because most other commands are not run where the files are. The default asks every nested part."""
+        for name, value in self.__dict__.items():
+            if isinstance(value, ComponentSettings):
+                for found in value.unusable():
+                    yield replace(found, where=(name, *found.where))
 
     def extensions(self) -> Iterator[tuple[KeyPath, str]]:
         """(where, id) of each extension that these settings name; whoever has such a field adds it."""

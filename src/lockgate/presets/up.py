@@ -28,6 +28,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lockgate.lockdown.sandbox import RESTART_STATUS
+
 DEFAULT_STATE = Path(".lockgate")
 """Where everything is written, and where `lockgate logs` and `lockgate query` look first."""
 _PR_SET_PDEATHSIG = 1
@@ -167,11 +169,11 @@ class Up:
             await self._watch()
         finally:
             await self._stop()
-        return 1 if any(role.process and role.process.returncode not in (0, None) for role in self.roles) else 0
+        return 1 if any(role.process and role.process.returncode not in (0, None, RESTART_STATUS) for role in self.roles) else 0
 
     async def _start(self, role: Role) -> None:
         log = self.state / f"{role.preset}.log"
-        with open(log, "wb") as output:  # noqa: ASYNC230  # once, at start
+        with open(log, "wb" if role.process is None else "ab") as output:  # noqa: ASYNC230  # once, at start
             role.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
@@ -209,7 +211,11 @@ class Up:
             while not self.stopping.is_set():
                 await asyncio.gather(*(asyncio.to_thread(_look, role) for role in self.roles))
                 for role in self.roles:
-                    if role.process and role.process.returncode is not None:
+                    if role.process and role.process.returncode == RESTART_STATUS:
+                        self.console.print(f"{role.name} is started again: its sandbox kept a place closed that it needs", style="yellow")
+                        role.looked = 0.0  # its counters begin again
+                        await self._start(role)
+                    elif role.process and role.process.returncode is not None:
                         log = self.state / f"{role.preset}.log"
                         self.console.print(f"{role.name} ended with status {role.process.returncode}; the end of {log}:", style="bold red")
                         self.console.print(_tail(log), soft_wrap=True, markup=False, highlight=False)

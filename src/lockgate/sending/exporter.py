@@ -9,6 +9,7 @@ which feeds the senders of all its exporters.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ S = TypeVar("S", bound=SendingSettings)
 
 WEIGHTS: dict[str, Weigh] = {"requests": lambda _: 1, "items": lambda batch: batch.count, "bytes": lambda batch: len(batch.payload)}
 
+
+_KINDS = 16
+"""Kinds of losses told within ten seconds; a guess: servers have two or three."""
+_VARIABLE = re.compile(r"(?<!\S)(?![45]\d\d\b)\S*\d\S*")
+"""What of a reason may differ each time (a time, an id, a count), and not which status it was."""
 
 MAX_MERGED = 180
 """Batches merged into a request: so many ids fit into one header."""
@@ -67,6 +73,8 @@ class QueuedExporter(Exporter[S]):
         self._sending = 0
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._is_broken_off = False
+        """Whether the stop ran out of time: an attempt that fails from here on failed because of that."""
         self._gave_up: Retryable | None = None
         self._failing_since: float | None = None
         self._tried = float("-inf")
@@ -80,6 +88,7 @@ class QueuedExporter(Exporter[S]):
         self._progress = context.clock.monotonic()
         """When something was settled, or nothing waited."""
         self._sometimes = Sometimes(context.clock)
+        self._losses = Sometimes(context.clock, keys=_KINDS)
         self._counters: dict[tuple[str, Signal], Series] = {}
         if queue.enabled:
             metrics, id = context.metrics, context.id
@@ -183,12 +192,27 @@ class QueuedExporter(Exporter[S]):
             while self._busy or (self._memory is not None and self._memory.size):
                 self._changed.clear()
                 await self._changed.wait()
+        except asyncio.CancelledError:
+            self._is_broken_off = True
+            self._tell_broken_off()
+            raise
         finally:
             try:
                 while (entry := self.inbox.take_more(lambda _: True)) is not None:
                     entry.release(Retryable(f"{self.context.id} was stopped before this was sent"))
             finally:
                 await self._held.__aexit__(None, None, None)
+
+    def _tell_broken_off(self) -> None:
+        what = f"{self._busy} request{'s' if self._busy != 1 else ''}"
+        if self.custody is Custody.DURABLE:
+            self.log.warning("stopping broke off what was under way (%s): it stays on disk, and is sent after the next start", what)
+        else:
+            self.log.error(
+                "stopping broke off what was under way (%s): it was not acknowledged, and is lost where its sender cannot send it again; "
+                "raise service.shutdown_timeout, or give the sending_queue a storage",
+                what,
+            )
 
     async def _work(self) -> None:
         while self._memory is not None or not self._stopping.is_set():
@@ -317,6 +341,8 @@ class QueuedExporter(Exporter[S]):
             try:
                 rejected = await self._attempt(batch)
             except Retryable as refusal:
+                if self._is_broken_off:
+                    raise Retryable(f"stopping {self.context.id} broke off the request") from refusal
                 wait = max(next(waits), refusal.after or 0.0)
                 self._held_up(refusal, wait)
                 if self._stopping.is_set():
@@ -385,7 +411,8 @@ class QueuedExporter(Exporter[S]):
 
     def _lost(self, batch: Batch, reason: str, records: int) -> None:
         self.count("send_failed", batch, records)
-        if (kept_back := self._sometimes.now(("lost", batch.signal))) is not None:
+        # A new kind of loss is told at once, whatever was told before.
+        if (kept_back := self._losses.now((batch.signal, _VARIABLE.sub("", reason[:500])))) is not None:
             self.log.error("%d %s were refused for good: %s%s", records, batch.signal.items, reason, _kept_back(kept_back))
 
     def count(self, event: str, batch: Batch, amount: int | None = None) -> None:

@@ -16,9 +16,7 @@ class Options:
     link_roots: tuple[str, ...] = ()
     """Directories besides the patterns' own into which symbolic links may lead."""
     start_at_end: bool = False
-    """Whether files found at the first look, without any checkpoint, are read from their end."""
-    positions_lost: bool = False
-    """Whether there was a checkpoint, and it cannot be read: then what was rotated before the first look is read too."""
+    """Whether files found at the first look of the very first start are read from their end."""
     exclude_older_than_seconds: float = 0.0
     poll_seconds: float = 0.2
     fingerprint_bytes: int = 1000

@@ -112,7 +112,7 @@ class Recognition:
         if entry is not None and entry.has_nothing_for(status.st_size):
             self._known.saved[identity] = structs.replace(entry, real=path)
             return False
-        if entry is None and self._is_new and not self._arrivals.looked and not self._options.positions_lost:
+        if entry is None and self._is_new and not self._arrivals.looked:
             # Nobody followed this log when it was rotated, and no pattern means what was.
             self._known.remember(self._left_out(path, log, head, status, descriptor, unpacked))
             return False

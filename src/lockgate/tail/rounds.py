@@ -357,6 +357,7 @@ class Checkpoint(msgspec.Struct):
     """What is stored."""
 
     version: int = 1
+    """0 where nothing was stored yet, which is the first start; a first start that found no file stores 1."""
     files: list[Saved] = []
     gaps: list[Gap] = []
 
@@ -369,7 +370,7 @@ def encode(entries: list[Saved], gaps: list[Gap]) -> bytes:
 def decode(content: bytes | None) -> Checkpoint:
     """What `encode` made; raises ValueError for anything else."""
     if content is None:
-        return Checkpoint()
+        return Checkpoint(0)
     try:
         checkpoint = msgspec.msgpack.decode(content, type=Checkpoint)
     except msgspec.DecodeError as error:

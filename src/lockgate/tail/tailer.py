@@ -32,13 +32,13 @@ from lockgate.tail.rereading import Rereader
 
 
 class Tailer:
-    """The files that the patterns mean, and what became of them."""
+    """The files that the patterns mean, and what became of them. `saved` is None at the very first start, and nothing where it was lost."""
 
     def __init__(
         self,
         options: Options,
         make_parser: MakeParser,
-        saved: Iterable[Saved] = (),
+        saved: Iterable[Saved] | None = None,
         *,
         durable: Mapping[str, Ranges] | None = None,
         lost: Mapping[str, Ranges] | None = None,
@@ -47,14 +47,14 @@ class Tailer:
         unix_nano: Callable[[], int] = time.time_ns,
     ) -> None:
         self.options = options
-        saved, durable = list(saved), durable or {}
+        is_new = saved is None and not durable and not lost
+        saved, durable = list(saved or ()), durable or {}
         self._account = account = Account(gaps, unix_nano)
         self._again = again = Again()
         queued = Queued(durable, lost or {}, again)
         for entry in saved:
             for start, end in entry.again:
                 again.add(entry.key, durable.get(entry.key, Ranges()).missing(start, end))
-        is_new = not saved and not queued.keys
         self._known = known = Known(saved)
         self._files = files = Files(options.max_files, known, account, monotonic)
         self._lives = lives = Lives(options, files, known, account, queued, again)

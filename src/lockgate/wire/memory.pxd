@@ -2,7 +2,7 @@
 
 from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport memchr, memcmp, memcpy, strlen
+from libc.string cimport memchr, memcmp, memcpy, memmove, strlen
 
 ctypedef const unsigned char* Bytes
 
@@ -14,6 +14,10 @@ cdef inline bytearray new_buffer(Py_ssize_t size):
 cdef inline Py_ssize_t copy(unsigned char* out, Py_ssize_t o, Bytes src, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
     memcpy(out + o, src + start, size)
     return o + size
+
+
+cdef inline void move(unsigned char* out, Py_ssize_t o, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
+    memmove(out + o, out + start, size)
 
 
 cdef inline Py_ssize_t put(unsigned char* out, Py_ssize_t o, const char* word) noexcept nogil:

@@ -21,6 +21,11 @@ def copy(out: bytearray, o: int, src: Buffer, start: int, size: int) -> int:
     return o + size
 
 
+def move(out: bytearray, o: int, start: int, size: int) -> None:
+    """Copies out[start : start + size] to out[o:]; the two may overlap."""
+    out[o : o + size] = out[start : start + size]
+
+
 def put(out: bytearray, o: int, word: bytes) -> int:
     """Writes the word, which has no zero byte, to out[o:]; the position behind it."""
     return copy(out, o, word, 0, len(word))

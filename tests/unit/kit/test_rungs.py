@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.rungs import becoming, needs_root, open_directory, place
+from support.rungs import becoming, let, needs_root, open_directory, place
 
 from lockgate.kit.rungs import Grant, Identity, Process, Rung, Way, best, least
 
@@ -59,7 +59,14 @@ def test_what_a_rung_reads_is_what_the_kernel_lets_a_process_there_read(
             directory = place(root / str(number), chance.choice(modes), chance.choice(owners), group)
             paths.append(f"{directory}/")
             for name in range(8):
-                paths.append(str(place(directory / str(name), chance.choice(modes), chance.choice(owners), chance.choice((0, 190)), "")))
+                file = place(directory / str(name), chance.choice(modes), chance.choice(owners), chance.choice((0, 190)), "")
+                if name % 2:
+                    listed = {chance.choice(ids): chance.choice((0, 1, 4, 5, 6)) for ids in ((0, 10001, 1000), (4, 190, 10001))}
+                    users = {uid: permissions for uid, permissions in listed.items() if uid in owners}
+                    let(file, users=users, groups=listed, mask=chance.choice((0, 1, 4, 7)))
+                paths.append(str(file))
+            if number % 3 == 0:
+                let(directory, users={10001: chance.choice((0, 1, 5))}, groups={190: chance.choice((1, 5))}, mask=chance.choice((0, 5, 7)))
         (root / "link").symlink_to(paths[1])
         paths.append(str(root / "link"))
         who = process.on(rung, frozenset(groups))
@@ -100,6 +107,20 @@ def test_the_least_rung_that_reads_all(files: list[tuple[int, int, int]], expect
         assert least(ways, AGENT) == expected
         who = AGENT.on(expected.rung, expected.groups)
         assert not any(way.barrier(who) for way in ways)
+
+
+@needs_root
+def test_of_several_groups_that_would_help_one_is_named() -> None:
+    with open_directory() as root:
+        journal = place(root / "system.journal", 0o640, 0, 190, "")
+        let(journal, groups={4: 4, 7: 4})
+        assert least([Way.to(str(journal))], AGENT) == Grant(Rung.GROUP, frozenset({190})), "the file's own"
+        in_adm = Process(10001, 10001, frozenset({0, 4}))
+        assert least([Way.to(str(journal))], in_adm) == Grant(Rung.GROUP, frozenset({4})), "one that it has"
+        journal.chmod(0o600)  # which takes the list's mask
+        assert least([Way.to(str(journal))], AGENT) == Grant(Rung.ROOT)
+        let(journal, groups={7: 4, 9: 6})
+        assert least([Way.to(str(journal))], AGENT) == Grant(Rung.GROUP, frozenset({7})), "the file's own may nothing"
 
 
 @needs_root

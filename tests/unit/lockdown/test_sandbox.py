@@ -1,14 +1,16 @@
 """What needs come to, and what is done where the kernel lacks something. What holds is tried in tests/e2e/test_sandbox.py."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lockgate.collector.config import preset_names
 from lockgate.lockdown import landlock, sandbox
 from lockgate.lockdown.interpreter import interpreter_needs
-from lockgate.lockdown.sandbox import Plan, plan
+from lockgate.lockdown.sandbox import Plan, Sandbox, plan
 from lockgate.pipeline.needs import Connect, Exec, Kubernetes, Listen, Need, Read, Write
 
 
@@ -101,10 +103,139 @@ def test_the_interpreter_needs_no_directory_that_everybody_uses() -> None:
     assert not plan(interpreter_needs()).shared
 
 
+def entered(*needs: Need) -> Sandbox:
+    """As if these had been the needs of a process that Landlock restricts; nothing is in force."""
+    found = plan(needs)
+    return Sandbox("require", landlock.SCOPES, missing=tuple(need.path for need in found.missing), granted=found.granted)
+
+
+def told(sandbox: Sandbox, *needs: Need) -> list[str]:
+    return sorted(map(str, sandbox.closed(needs)))
+
+
+def test_a_directory_that_was_missing_is_closed_once_it_is_there(tmp_path: Path) -> None:
+    place = tmp_path / "later"
+    needs = [Read(str(place), "logs"), Read(f"{place}/in", "more")]
+    box = entered(*needs)
+    assert told(box, *needs) == []
+    place.mkdir()
+    assert told(box, *needs) == [f"{place} (logs) was not there at start and is now"]
+    assert told(entered(*needs), *needs) == []
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["itself", "where-a-link-leads"])
+def test_a_directory_made_anew_is_closed(tmp_path: Path, is_link: bool) -> None:
+    place, real = tmp_path / "place", tmp_path / ("real" if is_link else "place")
+    real.mkdir()
+    if is_link:
+        place.symlink_to(real)
+    need = Read(str(place), "logs")
+    box = entered(need)
+    assert told(box, need) == []
+    (real / "file").touch()
+    assert told(box, need) == []
+    (real / "file").unlink()
+    real.rmdir()
+    assert told(box, need) == []
+    (tmp_path / "other").mkdir()  # the number of the old inode may be given again, as nothing holds it here
+    real.mkdir()
+    if (real.stat().st_dev, real.stat().st_ino) in box.granted:
+        pytest.skip("this file system gave the same inode, which Landlock's own hold on it prevents")
+    assert told(box, need) == [f"{place} (logs) is another one than at start"]
+
+
+def test_what_a_kubelet_swaps_below_an_open_directory_stays_open(tmp_path: Path) -> None:
+    for generation in ("..1", "..2"):
+        (tmp_path / generation).mkdir()
+        (tmp_path / generation / "ca.crt").touch()
+    (tmp_path / "..data").symlink_to("..1")
+    needs = [Read(str(tmp_path), "a Secret"), Read(f"{tmp_path}/..data", "what its link leads to")]
+    box = entered(*needs)
+    (tmp_path / "..new").symlink_to("..2")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    assert told(box, *needs) == []
+
+
+def test_a_directory_below_one_that_is_only_read_is_closed_to_writing(tmp_path: Path) -> None:
+    above, state = Read(str(tmp_path), "logs"), Write(f"{tmp_path}/state", "positions")
+    (tmp_path / "state").mkdir()
+    box = entered(above, state)
+    assert told(box, state) == []
+    (tmp_path / "state").rename(tmp_path / "old")
+    (tmp_path / "state").mkdir()
+    assert told(box, above, state) == [f"{tmp_path}/state (positions) is another one than at start"]
+    assert told(entered(Write(str(tmp_path), "all"), state), above, state) == []
+
+
+def test_a_mount_of_a_directory_that_was_deleted_elsewhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "deleted").mkdir()
+    descriptor = os.open(tmp_path / "deleted", os.O_RDONLY)
+    (tmp_path / "mount").symlink_to(f"/proc/self/fd/{descriptor}")  # it leads to the inode, as a bind mount does
+    need = Read(f"{tmp_path}/mount", "logs")
+    box = entered(need)
+    assert told(box, need) == []
+    (tmp_path / "deleted").rmdir()
+    assert told(box, need) == [f"{tmp_path}/mount (logs) was deleted and is only still mounted here"]
+    os.close(descriptor)
+
+
+def test_what_the_kernel_fills_and_a_process_without_landlock_find_nothing_closed(tmp_path: Path) -> None:
+    assert told(entered(), Read("/proc/self", "memory"), Read("/sys", "cgroups"), Write("/dev/null", "nothing")) == []
+    assert told(Sandbox("best-effort", seccomp=True), Read(str(tmp_path), "logs")) == []
+    assert told(Sandbox(), Read(str(tmp_path), "logs")) == []
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="needs Landlock")
+@pytest.mark.parametrize("preset", preset_names())
+def test_no_preset_finds_closed_what_it_was_started_with(preset: str, tmp_path: Path) -> None:
+    code = f"""
+import os
+from lockgate.collector.config import load
+environment = dict(LOCKGATE_STATE="{tmp_path}/state", LOCKGATE_LOG_ROOT="{tmp_path}", LOCKGATE_KUBE_AUTH="none")
+needs = lambda: [need for _, need in load(["{preset}"], environment=environment).needs()]
+box = enter("best-effort", needs())
+assert box.landlock and box.granted
+print("closed:", *map(str, box.closed(needs())))
+"""
+    assert run(code).partition("closed:")[2].split("\n")[0] == ""
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="needs Landlock")
+def test_what_is_found_closed_is_what_the_kernel_refuses(tmp_path: Path) -> None:
+    for name in ("anew", "stays"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside" / "moved").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("stays")
+    code = f"""
+import os
+needs = [Read(f"{tmp_path}/{{name}}", name) for name in ("anew", "stays", "later", "link")]
+box = enter("best-effort", [*needs, *interpreter_needs()])
+print("ready", flush=True)
+input()
+print("told", *sorted(place.reason for place in box.closed(needs)))
+def is_refused(path):
+    try: os.listdir(path)
+    except PermissionError: return True
+print("refused", *sorted(need.reason for need in needs if is_refused(need.path)))
+"""
+    with subprocess.Popen(command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        (tmp_path / "anew").rmdir()
+        for name in ("anew", "later"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to("outside/moved")
+        out, _ = process.communicate("go\n", timeout=30)
+    assert out == "told anew later link\nrefused anew later link\n"
+
+
+def command(code: str) -> list[str]:
+    names = "from lockgate.lockdown.sandbox import enter; from lockgate.lockdown.interpreter import interpreter_needs"
+    return [sys.executable, "-P", "-c", f"{names}; from lockgate.pipeline.needs import *\n{code}"]
+
+
 def run(code: str, status: int = 0) -> str:
     """Runs it in a process of its own: there is no way back out of a sandbox. Gives its output."""
-    names = "from lockgate.lockdown.sandbox import enter; from lockgate.lockdown.interpreter import interpreter_needs"
-    command = [sys.executable, "-P", "-c", f"{names}; from lockgate.pipeline.needs import *\n{code}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(command(code), capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == status, result.stderr
     return result.stdout + result.stderr

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from support import FakeHost, context
 
 from lockgate.net.grpc import _Http2
-from lockgate.net.grpc_server import FAREWELL, Call, GrpcServer, Method, unary
+from lockgate.net.grpc_server import FAREWELL, Call, GrpcServer, Method, streaming, unary
 from lockgate.net.grpc_server_settings import GrpcServerSettings
 from lockgate.pipeline.contract import Extension, Kind
 from lockgate.pipeline.errors import Permanent, Retryable
@@ -360,6 +360,115 @@ async def test_a_client_that_pings_too_often_is_disconnected() -> None:
         assert await peer.goaway() == 11  # ENHANCE_YOUR_CALM
 
 
+# Methods of many messages.
+
+
+@asynccontextmanager
+async def stream(server: GrpcServer, **options: Any) -> AsyncIterator[Any]:
+    """grpcio's call, to write to."""
+    pairs = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=pairs) as channel, asyncio.timeout(30):
+        yield channel.stream_stream(METHOD)(**options)
+
+
+class Taker:
+    """Keeps the messages; a message `wait` is held until it is let go."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.waiting, self.go = asyncio.Event(), asyncio.Event()
+
+    def begin(self, call: Call) -> Callable[[bytes], Awaitable[None]]:
+        return self.take
+
+    async def take(self, message: bytes) -> None:
+        if message == b"wait":
+            self.waiting.set()
+            await self.go.wait()
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "gzip"])
+async def test_a_streams_messages_are_handled_in_order_and_its_end_is_answered(compression: grpc.Compression) -> None:
+    taker = Taker()
+    sent = [b"", b"a", bytes(100_000), b"b" * 1_000_000]
+    async with serving(method=streaming(taker.begin)) as server, stream(server, compression=compression) as call:
+        for message in sent:
+            await call.write(message)
+        await call.done_writing()
+        assert [answer async for answer in call] == [] and await call.code() is grpc.StatusCode.OK
+        await until(lambda: server.budget.used == 0 and server.requests == 0)
+    assert taker.messages == sent and not server.streams
+
+
+async def test_the_budget_holds_one_message_of_a_stream_at_a_time() -> None:
+    taker = Taker()
+    async with serving(method=streaming(taker.begin)) as server, stream(server) as call:
+        for message in (b"wait", b"x" * 1000, b"y" * 1000):
+            await call.write(message)
+        await taker.waiting.wait()
+        assert server.budget.used == 4 and taker.messages == []
+        taker.go.set()
+        await until(lambda: len(taker.messages) == 3 and server.budget.used == 0)
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_message_of_a_stream_that_is_too_large_ends_it_after_those_before() -> None:
+    taker = Taker()
+    async with serving(method=streaming(taker.begin), max_recv_msg_size_mib=1) as server, stream(server) as call:
+        await call.write(b"small")
+        await call.write(bytes(2_000_000))
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max (2000000 vs. 1048576)" in await call.details()
+    assert taker.messages == [b"small"]
+
+
+async def test_a_streams_first_message_must_come_in_time_and_later_ones_need_not() -> None:
+    taker = Taker()
+    async with serving(method=streaming(taker.begin), read_timeout="200ms") as server:
+        async with stream(server) as silent:
+            assert await silent.code() is grpc.StatusCode.UNAVAILABLE
+            assert await silent.details() == "no message came within 0.2 s"
+        async with stream(server) as call:
+            await call.write(b"first")
+            await asyncio.sleep(0.5)
+            await call.write(b"second")
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.OK
+    assert taker.messages == [b"first", b"second"]
+
+
+async def test_what_a_stream_had_sent_when_its_client_went_is_handled(caplog: pytest.LogCaptureFixture) -> None:
+    taker = Taker()
+    async with asyncio.timeout(20), serving(method=streaming(taker.begin)) as server:
+        async with stream(server) as call:
+            for message in (b"wait", b"x", b"y"):
+                await call.write(message)
+            await taker.waiting.wait()
+        await until(lambda: all(call._stream.was_cut for call in server.streams))
+        assert server.requests == 1 and server.budget.used == 4
+        taker.go.set()
+        await until(lambda: server.requests == 0)
+        assert server.budget.used == 0 and not server.streams
+    assert taker.messages == [b"wait", b"x", b"y"] and not caplog.records
+
+
+async def test_leaving_waits_for_what_a_stream_hands_on_though_its_connection_is_gone() -> None:
+    taker = Taker()
+    async with asyncio.timeout(20), serving(method=streaming(taker.begin)) as server, raw(server) as peer:
+        peer.data(peer.request(), b"\0\0\0\0\4wait\0\0\0\0\1x\0\0\0")
+        await taker.waiting.wait()
+        peer.writer.close()
+        await until(lambda: not server.connections)
+        leaving = asyncio.create_task(server.__aexit__())
+        await asyncio.sleep(0.01)
+        assert not leaving.done()
+        taker.go.set()
+        await leaving
+    assert taker.messages == [b"wait", b"x"]  # and of the third one only a part had come
+
+
 class Raw:
     """A client of frames, for what no honest client sends."""
 
@@ -482,8 +591,9 @@ async def test_a_message_that_never_comes_gives_its_budget_back() -> None:
         await until(lambda: server.budget.used == 0)
 
 
-async def test_a_client_that_resets_as_fast_as_it_asks_is_disconnected() -> None:
-    async with serving() as server, raw(server) as peer:
+@pytest.mark.parametrize("method", [unary(echo), streaming(lambda call: Taker().take)], ids=["unary", "streaming"])
+async def test_a_client_that_resets_as_fast_as_it_asks_is_disconnected(method: Method) -> None:
+    async with serving(method=method) as server, raw(server) as peer:
         for number in range(300):
             stream = 1 + 2 * number
             frame = HeadersFrame(stream, flags=["END_HEADERS"])

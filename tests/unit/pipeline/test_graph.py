@@ -105,7 +105,7 @@ async def test_a_program_ended_by_a_dead_task_is_not_left_cancelled() -> None:
 async def test_draining_is_bounded_for_all_together(caplog: pytest.LogCaptureFixture) -> None:
     events: list[str] = []
     loop = asyncio.get_running_loop()
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.WARNING):
         async with running([Part(name, events, hangs=True) for name in "abcd"], 0.2):
             started = loop.time()
     assert 0.15 < loop.time() - started < 2
@@ -116,7 +116,7 @@ async def test_draining_is_bounded_for_all_together(caplog: pytest.LogCaptureFix
 async def test_draining_is_bounded_after_a_dead_task_too(caplog: pytest.LogCaptureFixture) -> None:
     events: list[str] = []
     parts = [Part("a", events), Part("b", events, hangs=True)]
-    with pytest.raises(BaseException) as raised, caplog.at_level(logging.ERROR):
+    with pytest.raises(BaseException) as raised, caplog.at_level(logging.WARNING):
         async with asyncio.timeout(5):
             async with running(parts, 0.2):
                 parts[0].dies.set()

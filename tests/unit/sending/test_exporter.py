@@ -1,6 +1,7 @@
 """QueuedExporter on a virtual clock: what is acknowledged when, what is tried again, what is counted."""
 
 import asyncio
+import contextlib
 import gc
 import re
 from collections.abc import AsyncIterator, Callable
@@ -207,6 +208,31 @@ async def test_a_permanent_refusal_travels_back_and_is_counted_and_logged(caplog
                 await exporter.consume(logs("a", "b"))
         assert of.metrics.value("otelcol_exporter_send_failed_log_records") == 4
     assert caplog.text.count("refused for good: bad field") == 1
+
+
+async def test_a_new_kind_of_loss_is_told_at_once_and_the_same_kind_once_in_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["http://h:1 answered 404: no 17", "http://h:1 answered 404: no 18", "http://h:1 answered 400: no 19"]
+    server = Server(Permanent(texts[0]), Rejected(1, "too old: 5 h"), Permanent(texts[1]), Permanent(texts[2]), Permanent(texts[1]))
+    clock = VirtualClock()
+    async with exporting(server, clock) as (exporter, of):
+        for seconds in (0, 0, 0, 0, 11):
+            await clock.advance(seconds)
+            with contextlib.suppress(Permanent):
+                await exporter.consume(logs("a"))
+        assert of.metrics.value("otelcol_exporter_send_failed_log_records") == 5
+    said = [
+        record.getMessage().partition("refused for good: ")[2] for record in caplog.records if "refused for good" in record.getMessage()
+    ]
+    assert said == [texts[0], "too old: 5 h", texts[2], f"{texts[1]} (1 more like this were not logged)"]
+
+
+async def test_reasons_that_differ_each_time_are_told_a_bounded_number_of_times(caplog: pytest.LogCaptureFixture) -> None:
+    server, clock = Server(*(Permanent(f"wrong {chr(97 + n % 26)}{chr(97 + n // 26)}") for n in range(100))), VirtualClock()
+    async with exporting(server, clock) as (exporter, _):
+        for _ in range(100):
+            with pytest.raises(Permanent):
+                await exporter.consume(logs("a"))
+    assert caplog.text.count("refused for good") == 17
 
 
 async def test_rejected_records_of_a_partial_success_count_as_failed() -> None:

@@ -38,7 +38,7 @@ def test_rotated_files_from_before_the_first_start_are_left_alone_for_good(bench
 
 
 def test_without_positions_that_were_there_once_rotated_files_are_read(bench: Bench) -> None:
-    bench.options["positions_lost"] = True
+    bench.is_first_start = False
     bench.write(rotated(1), gzip.compress(b"one\n"))
     bench.write("0.log", "two\n")
     assert bench.read() == ["one", "two"]

@@ -520,6 +520,14 @@ def test_start_at_end_skips_what_is_there_and_reads_what_comes(bench: Bench) -> 
     assert sorted(bench.read()) == ["appeared while down", "while down"]
 
 
+def test_start_at_end_is_about_the_very_first_start_although_that_found_no_file(bench: Bench) -> None:
+    bench.options["start_at_end"] = True
+    assert bench.read() == []
+    bench.stop()
+    bench.write("0.log", "appeared while down\n")
+    assert bench.read() == ["appeared while down"]
+
+
 def test_a_clean_restart_repeats_and_loses_nothing(bench: Bench) -> None:
     bench.write("0.log", "one\ntwo\n")
     assert bench.read() == ["one", "two"]

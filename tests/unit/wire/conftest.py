@@ -29,3 +29,8 @@ def cri_forms() -> list[ModuleType]:
 @pytest.fixture(scope="session")
 def otlp_forms() -> list[ModuleType]:
     return both_forms("otlp")
+
+
+@pytest.fixture(scope="session")
+def series_forms() -> list[ModuleType]:
+    return both_forms("series")

@@ -154,6 +154,16 @@ own, is empty then; for anything else there is nothing to go by. Where a type al
 {{- if contains "sumologic-otel-collector" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: %s is another program's image; name where Lockgate's is, with its tag" $key $image.repository) }}{{ end -}}
 {{- if regexMatch "[:@][^/]*$" ($image.repository | default "") }}{{ $said = append $said (printf "%s.repository: names a tag or digest as well; say that in %s" $key (eq $key "sumologic.otelcolImage" | ternary "sumologic.otelcolImage.tag or .digest" (printf "%s.tag" $key))) }}{{ end -}}
 {{- end -}}
+{{- /* Go's regular expressions are RE2's, as Lockgate's. `mustRegexMatch` would end the rendering without naming the key, `regexMatch` says false
+of one that is none: all others match nothing at all behind an empty alternative. */ -}}
+{{- $sources := dict "sumologic.logs.container" $values.sumologic.logs.container "sumologic.metrics" $values.sumologic.metrics "otelcolInstrumentation.sourceMetadata" $values.otelcolInstrumentation.sourceMetadata -}}
+{{- range $where, $source := $sources -}}
+{{- range $key, $value := $source -}}
+{{- if hasSuffix "Regex" $key -}}
+{{- if not (regexMatch (printf "|%s" $value) "") }}{{ $said = append $said (printf "%s.%s: %s is no regular expression that Go (RE2) knows; look-around and back-references are none of its" $where $key (quote $value)) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- with $values.backend -}}
 {{- if not (or .url .existingSecret) }}{{ $said = append $said "backend.existingSecret: nothing says where data goes; name a Secret that holds the URLs, or set backend.url" }}{{ end -}}
 {{- if and .tokenKey (not .existingSecret) }}{{ $said = append $said "backend.tokenKey: names a key of a Secret, and backend.existingSecret names none" }}{{ end -}}

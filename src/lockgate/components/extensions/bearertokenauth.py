@@ -6,10 +6,11 @@ from typing import Self
 
 from pydantic import model_validator
 
+from lockgate.kit.clock import SystemClock
 from lockgate.kit.settings import Secret
 from lockgate.net.followed import FollowedFile
 from lockgate.pipeline.contract import Context, Extension, component
-from lockgate.pipeline.needs import ComponentSettings, Need, followed
+from lockgate.pipeline.needs import ComponentSettings, Need, Unusable, elsewhere, followed
 
 
 class BearerTokenAuthSettings(ComponentSettings):
@@ -36,6 +37,18 @@ class BearerTokenAuthSettings(ComponentSettings):
         yield from super().needs()
         if self.filename:
             yield from followed(self.filename, "bearer tokens, followed as they change")
+
+    def unusable(self) -> Iterator[Unusable]:
+        yield from super().unusable()
+        if not self.filename:
+            return
+        if found := elsewhere(("filename",), self.filename):
+            yield found
+            return
+        try:
+            _tokens_in(FollowedFile(self.filename, SystemClock()), self.filename)
+        except (OSError, ValueError) as error:
+            yield Unusable(("filename",), f"cannot read tokens: {error}")
 
 
 @component("bearertokenauth", BearerTokenAuthSettings)
@@ -66,7 +79,11 @@ class BearerTokenAuthExtension(Extension[BearerTokenAuthSettings]):
     def _tokens(self) -> list[str]:
         if self._file is None:
             return [token.get_secret_value() for token in (self.settings.tokens or (self.settings.token,))]
-        tokens = [line.strip() for line in self._file.text().splitlines() if line.strip()]
-        if not tokens:
-            raise ValueError(f"{self.settings.filename} holds no token; put one on each line")
-        return tokens
+        return _tokens_in(self._file, self.settings.filename)
+
+
+def _tokens_in(file: FollowedFile, name: str) -> list[str]:
+    tokens = [line.strip() for line in file.text().splitlines() if line.strip()]
+    if not tokens:
+        raise ValueError(f"{name} holds no token; put one on each line")
+    return tokens

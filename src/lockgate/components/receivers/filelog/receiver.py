@@ -40,10 +40,10 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         if settings.storage:
             storage = context.host.extension(settings.storage).storage(f"{context.kind}/{context.id}")
         left: Checkpoint | None = context.host.left.get(self._key)
-        saved = left if left is not None else await self._load(storage) if storage is not None else Checkpoint()
+        saved = left if left is not None else await self._load(storage) if storage is not None else Checkpoint(0)
         held = context.host.held(context.id)
         # What cannot be known is read again: duplicates, not loss. What came to be while nobody looked is new.
-        at_end = settings.start_at == "end" and saved is not None and left is None
+        known = () if saved is None else saved.files if saved.version else None
 
         def parser(path: str, real: str, descriptor: int) -> Parser:
             return make_parser(settings, path, real, descriptor)
@@ -53,8 +53,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
             include=tuple(settings.include),
             exclude=(*settings.exclude, *own_pod_patterns(os.environ, socket.gethostname())),
             link_roots=tuple(settings.symlink_roots),
-            start_at_end=at_end,
-            positions_lost=saved is None,
+            start_at_end=settings.start_at == "end",
             exclude_older_than_seconds=settings.exclude_older_than,
             poll_seconds=settings.poll_interval,
             fingerprint_bytes=settings.fingerprint_size,
@@ -68,7 +67,7 @@ class FilelogReceiver(Receiver[FilelogSettings]):
         self._tailer = Tailer(
             options,
             parser,
-            saved.files if saved is not None else (),
+            known,
             gaps=saved.gaps if saved is not None else (),
             durable=_by_key(held.durable),
             lost=_by_key(held.lost),
