@@ -290,7 +290,7 @@ async def test_what_the_kernel_drops_is_counted() -> None:
 
 
 async def test_a_buffer_that_the_kernel_does_not_grant_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    async with receiving(Sink(), "thrift_compact", socket_buffer_size=1 << 30):
+    async with receiving(Sink(), "thrift_compact", socket_buffer_size=2**31 - 1):
         assert "raise net.core.rmem_max" in caplog.text
 
 
@@ -348,7 +348,9 @@ async def test_what_is_held_when_stopping_ends_is_counted_as_lost(caplog: pytest
 async def test_a_reload_keeps_the_socket_and_what_has_come_meanwhile_and_counts_what_had_no_room() -> None:
     host, number = ProgramHost(SystemClock()), free_port()
     host.keeps = lambda key: isinstance(key, Address)
-    settings = JaegerReceiverSettings.model_validate({"protocols": {"thrift_compact": {"endpoint": f"127.0.0.1:{number}"}}})
+    settings = JaegerReceiverSettings.model_validate(
+        {"protocols": {"thrift_compact": {"endpoint": f"127.0.0.1:{number}", "socket_buffer_size": 8192}}}
+    )
     sink = Sink()
 
     def made() -> JaegerReceiver:
