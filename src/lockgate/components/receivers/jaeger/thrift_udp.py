@@ -53,6 +53,7 @@ class ThriftUdp:
         self._settings, self._compact, self._receiver = settings, compact, receiver
         self._context = receiver.context
         self._transport = f"udp_thrift_{'compact' if compact else 'binary'}"
+        self._place = f"receivers/{self._context.id} {settings.endpoint} UDP"
         self._listener = Listener()
         self._sockets: list[socket.socket] = []
         self._kernel_drops: dict[int, int] = {}
@@ -84,9 +85,11 @@ class ThriftUdp:
                 error.errno, f"cannot listen on {endpoint} (UDP) for {self._context.id}: {cause}; set another endpoint"
             ) from error
         self._sockets = self._listener.datagrams
-        for each in self._sockets:
+        known: list[int] = self._context.host.left.pop(self._place, [])
+        for number, each in enumerate(self._sockets):
             self._size_buffer(each)
-            self._kernel_drops[each.fileno()] = _drops(each)
+            # A socket that was kept over a reload goes on counting; a new one begins with 0.
+            self._kernel_drops[each.fileno()] = min(known[number], _drops(each)) if number < len(known) else 0
             asyncio.get_running_loop().add_reader(each.fileno(), self._read, each)
         return self
 
@@ -95,6 +98,7 @@ class ThriftUdp:
             self._read(each, self._settings.queue_size)  # what is there already is nobody's if this process ends
             asyncio.get_running_loop().remove_reader(each.fileno())
             each.close()
+        self._context.host.left[self._place] = list(self._kernel_drops.values())
         self._sockets = []
         await self._listener.close()
         try:
