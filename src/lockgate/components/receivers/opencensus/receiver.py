@@ -10,6 +10,7 @@ server behind a switch that looks at each connection's first bytes, for what no 
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -100,11 +101,12 @@ class OpenCensusReceiver(Receiver[OpenCensusReceiverSettings]):
                     await self._intake.hand_on(batches, self.transport)
                     return
                 except Retryable as refusal:
-                    if limit and clock.monotonic() - begun >= limit:
+                    left = begun + limit - clock.monotonic() if limit else math.inf
+                    if left <= 0:
                         self._refuse("unavailable", f"records were not taken within {limit:g} s, and are lost: {refusal}", peer)
                         return
                     self.context.status.block(f"the next owner cannot take records now: {refusal}", "delivery")
-                    wait = max(next(waits), refusal.after or 0.0)
+                    wait = min(max(next(waits), refusal.after or 0.0), left)
                 except asyncio.CancelledError:
                     for batch in batches:
                         self._count_unfinished(batch, self.transport)
