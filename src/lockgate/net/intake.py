@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from lockgate.batch import Batch, Signal, count_records
+from lockgate.kit.sometimes import Sometimes
 from lockgate.net.batch_ids import is_id, parts_in
 from lockgate.net.compression import OFFLOAD_BYTES
-from lockgate.pipeline.contract import Receiver
+from lockgate.pipeline.contract import Context, Receiver
 from lockgate.pipeline.errors import Permanent, Refusal, Retryable
 from lockgate.wire.protobuf import DecodeError
 
@@ -99,6 +100,21 @@ class Intake:
         except TimeoutError:
             self._count_refused(batch, transport)
             raise Retryable(f"not acknowledged within {self._ack_timeout:g} s; try again") from None
+
+
+class StreamRefusals:
+    """Counts by reason what a receiver refuses whose clients have no answer to each request, and logs it now and then."""
+
+    def __init__(self, context: Context, protocol: str) -> None:
+        self._context, self._protocol, self._sometimes = context, protocol, Sometimes(context.clock)
+
+    def __call__(self, reason: str, text: str, peer: str) -> None:
+        self._context.metrics.counter(
+            "lockgate_receiver_refused_requests", "requests refused at the door", receiver=self._context.id, reason=reason
+        ).add()
+        if (kept_back := self._sometimes.now(reason)) is not None:
+            more = f" (and {kept_back} more like it)" if kept_back else ""
+            self._context.logger.warning("%s from %s: %s%s", self._protocol, peer or "a client", text, more)
 
 
 def read_request(signal: Signal, peer: str, ids: tuple[str, str], decode: Decode | None, body: bytes) -> list[Batch]:

@@ -29,12 +29,11 @@ from pydantic import Field, field_validator, model_validator
 
 from lockgate.batch import Batch, Signal, derived_id
 from lockgate.kit.backoff import delays
-from lockgate.kit.sometimes import Sometimes
 from lockgate.kit.units import Duration, Size
 from lockgate.net.address import split_endpoint
 from lockgate.net.budget import ByteBudget, Share
 from lockgate.net.compression import OFFLOAD_BYTES, CorruptBody, TooLarge, decompress
-from lockgate.net.intake import Intake
+from lockgate.net.intake import Intake, StreamRefusals
 from lockgate.net.listener import BACKLOG, UNIX, Address, Listener
 from lockgate.net.otlp_http import client_address
 from lockgate.net.tls import TlsServerSettings
@@ -132,7 +131,7 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
         self._listener = Listener()
         self._heartbeats: list[asyncio.DatagramTransport] = []
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
-        self._sometimes = Sometimes(context.clock)
+        self._refuse = StreamRefusals(context, "Fluent Forward")
         self._stopping = False
         counter, label = context.metrics.counter, {"receiver": context.id}
         self._opened = counter("otelcol_fluent_opened_connections", "connections opened", **label)
@@ -337,14 +336,6 @@ class FluentForwardReceiver(Receiver[FluentForwardSettings]):
 
     def _count_unfinished(self, batch: Batch, transport: str) -> None:
         self._count(batch.signal, "refused", transport).add(batch.count)
-
-    def _refuse(self, reason: str, text: str, peer: str) -> None:
-        self.context.metrics.counter(
-            "lockgate_receiver_refused_requests", "requests refused at the door", receiver=self.context.id, reason=reason
-        ).add()
-        if (kept_back := self._sometimes.now(reason)) is not None:
-            more = f" (and {kept_back} more like it)" if kept_back else ""
-            self.log.warning("Fluent Forward from %s: %s%s", peer or "a client", text, more)
 
 
 class _Heartbeat(asyncio.DatagramProtocol):

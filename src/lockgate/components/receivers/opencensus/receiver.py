@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lockgate.batch import Batch, Signal
 from lockgate.components.receivers.opencensus.settings import OpenCensusReceiverSettings
 from lockgate.kit.backoff import delays
-from lockgate.kit.sometimes import Sometimes
-from lockgate.net.intake import Intake
+from lockgate.net.intake import Intake, StreamRefusals
 from lockgate.pipeline.contract import Context, Receiver, component
 from lockgate.pipeline.errors import Permanent, Retryable
 from lockgate.wire.opencensus import Stream
@@ -43,7 +42,7 @@ class OpenCensusReceiver(Receiver[OpenCensusReceiverSettings]):
         super().__init__(settings, context)
         self._intake = Intake(self, self._count_unfinished, settings.ack_timeout)
         self._server: GrpcServer | None = None
-        self._sometimes = Sometimes(context.clock)
+        self._refuse = StreamRefusals(context, "OpenCensus")
 
     @property
     def port(self) -> int:
@@ -122,14 +121,6 @@ class OpenCensusReceiver(Receiver[OpenCensusReceiverSettings]):
 
     def _count_unfinished(self, batch: Batch, transport: str) -> None:
         self._count(batch.signal, "refused", transport).add(batch.count)
-
-    def _refuse(self, reason: str, text: str, peer: str) -> None:
-        self.context.metrics.counter(
-            "lockgate_receiver_refused_requests", "requests refused at the door", receiver=self.context.id, reason=reason
-        ).add()
-        if (kept_back := self._sometimes.now(reason)) is not None:
-            more = f" (and {kept_back} more like it)" if kept_back else ""
-            self.log.warning("OpenCensus from %s: %s%s", peer or "a client", text, more)
 
 
 async def _config(call: Call) -> Any:
