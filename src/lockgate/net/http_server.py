@@ -38,6 +38,7 @@ from lockgate.net.compression import DECODABLE, OFFLOAD_BYTES, CorruptBody, TooL
 from lockgate.net.listener import BACKLOG, Address, Listener
 from lockgate.net.tls import TlsServerSettings
 from lockgate.pipeline.contract import Context
+from lockgate.pipeline.errors import Retryable
 from lockgate.pipeline.needs import ComponentSettings, Listen, Need
 
 T = TypeVar("T")
@@ -160,23 +161,43 @@ class HttpRefusal(Exception):
         return headers
 
 
+def refusal_of(error: Exception) -> HttpRefusal:
+    """The refusal that tells a client of this: of what may pass later 503, of whatever else is not one already 400."""
+    match error:
+        case HttpRefusal():
+            return error
+        case Retryable():
+            return HttpRefusal(503, str(error), error.after or 1)
+        case _:
+            return HttpRefusal(400, str(error))
+
+
 class Refusals:
     """Counts a receiver's refused requests by status, and logs them now and then."""
 
-    def __init__(self, context: Context) -> None:
-        self._context, self._sometimes = context, Sometimes(context.clock)
+    def __init__(self, context: Context, transport: str = "http") -> None:
+        self._context, self._transport, self._sometimes = context, transport, Sometimes(context.clock)
 
     def __call__(self, request: BaseRequest, refusal: HttpRefusal) -> None:
         self._context.metrics.counter(
             "lockgate_receiver_refused_requests",
             "requests answered with an error, by status",
             receiver=self._context.id,
-            transport="http",
+            transport=self._transport,
             status=str(refusal.status),
         ).add()
         if refusal.status < 500 and (kept_back := self._sometimes.now(refusal.status)) is not None:
             more = f" ({kept_back} more like this were not logged)" if kept_back else ""
             self._context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
+
+    def answer(self, request: BaseRequest, error: Exception) -> Response:
+        """Counts, logs and answers as plain text what a receiver that takes POST alone cannot take."""
+        refusal = refusal_of(error)
+        self(request, refusal)
+        response = refused(refusal)
+        if refusal.status == 405:
+            response.headers[hdrs.ALLOW] = hdrs.METH_POST
+        return response
 
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]

@@ -12,10 +12,10 @@ from aiohttp.web_response import Response
 
 from lockgate.batch import Signal, message_type
 from lockgate.net.batch_ids import ID_HEADER, PARTS_HEADER
-from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals, refusal_of
 from lockgate.net.intake import Decode, Intake, read_request
 from lockgate.pipeline.contract import Context
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.errors import Refusal
 from lockgate.wire.protobuf import DecodeError
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
@@ -29,8 +29,8 @@ class OtlpHttp:
 
     def __init__(self, settings: HttpServerSettings, paths: Mapping[str, Signal], context: Context, intake: Intake) -> None:
         self.paths, self.context, self.intake = paths, context, intake
-        self.note_refused = Refusals(context)
-        self.server = HttpServer(settings, context, self.serve, self.note_refused)
+        self.refusals = Refusals(context)
+        self.server = HttpServer(settings, context, self.serve, self.refusals)
 
     @property
     def port(self) -> int:
@@ -49,12 +49,8 @@ class OtlpHttp:
         content_type = request.content_type
         try:
             await self._take(request, content_type)
-        except HttpRefusal as refusal:
-            return self._refused(request, content_type, refusal)
-        except (Permanent, DecodeError) as error:
-            return self._refused(request, content_type, HttpRefusal(400, str(error)))
-        except Retryable as error:
-            return self._refused(request, content_type, HttpRefusal(503, str(error), error.after or 1))
+        except (HttpRefusal, Refusal, DecodeError) as error:
+            return self._refused(request, content_type, refusal_of(error))
         return Response(body=b"{}" if content_type == JSON else b"", content_type=content_type)
 
     async def _take(self, request: BaseRequest, content_type: str) -> None:
@@ -89,7 +85,7 @@ class OtlpHttp:
         return self.paths.get(path)
 
     def _refused(self, request: BaseRequest, content_type: str, refusal: HttpRefusal) -> Response:
-        self.note_refused(request, refusal)
+        self.refusals(request, refusal)
         headers = refusal.headers | ({"Allow": "POST"} if refusal.status == 405 else {})
         code = _CODES.get(refusal.status, 2)
         if content_type == JSON:

@@ -16,11 +16,11 @@ from pydantic import Field
 
 from lockgate.batch import Batch, Signal
 from lockgate.kit.units import Duration
-from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals, refused
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals
 from lockgate.net.intake import Intake
 from lockgate.net.otlp_http import client_address
 from lockgate.pipeline.contract import Context, Receiver, component
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.errors import Refusal
 from lockgate.wire.protobuf import DecodeError
 from lockgate.wire.remote_write import Families, TooLarge, Translation, translate
 
@@ -64,8 +64,8 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
 
     def __init__(self, settings: PrometheusRemoteWriteSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self._note_refused = Refusals(context)
-        self.server = HttpServer(settings, context, self._serve, self._note_refused)
+        self._refusals = Refusals(context)
+        self.server = HttpServer(settings, context, self._serve, self._refusals)
         self._intake = Intake(self, self._count_refused, settings.ack_timeout)
         self._families = Families()
         self._lost_exemplars = context.metrics.counter(
@@ -101,12 +101,8 @@ class PrometheusRemoteWriteReceiver(Receiver[PrometheusRemoteWriteSettings]):
             if translation.reason:
                 total = translation.samples + translation.histograms + translation.refused
                 raise HttpRefusal(400, f"{translation.refused} of {total} samples are refused, the others are taken; {translation.reason}")
-        except (HttpRefusal, Permanent, DecodeError, TooLarge, Retryable) as error:
-            refusal = _refusal(error, self.settings.inflated_limit)
-            self._note_refused(request, refusal)
-            response = refused(refusal)
-            if refusal.status == 405:
-                response.headers[hdrs.ALLOW] = hdrs.METH_POST
+        except (HttpRefusal, Refusal, DecodeError, TooLarge) as error:
+            response = self._refusals.answer(request, _refusal(error, self.settings.inflated_limit))
         else:
             response = Response(status=204)
         if version == 2:  # "Required Written Response Headers"; without them Prometheus takes a success for a failure
@@ -149,15 +145,11 @@ def _version(request: BaseRequest) -> int:
     return _VERSIONS[proto]
 
 
-def _refusal(error: HttpRefusal | Permanent | DecodeError | TooLarge | Retryable, limit: int) -> HttpRefusal:
+def _refusal(error: Exception, limit: int) -> Exception:
     match error:
         case HttpRefusal() if error.status in _RETRIED:
             return HttpRefusal(503, error.reason, error.retry_after or 1)
-        case HttpRefusal():
-            return error
-        case Retryable():
-            return HttpRefusal(503, str(error), error.after or 1)
         case TooLarge():
             return HttpRefusal(413, f"the request becomes more than the {limit} bytes that are accepted; send smaller requests")
         case _:
-            return HttpRefusal(400, str(error))
+            return error

@@ -24,11 +24,11 @@ from pydantic import Field
 from lockgate.batch import Batch, Signal
 from lockgate.kit.settings import Secret
 from lockgate.kit.units import Duration
-from lockgate.net.http_server import HttpRefusal, HttpServerSettings, refused
+from lockgate.net.http_server import HttpRefusal, HttpServerSettings
 from lockgate.net.intake import Intake
 from lockgate.net.otlp_http import JSON, PROTOBUF, OtlpHttp
 from lockgate.pipeline.contract import Context, Receiver, component
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.errors import Refusal
 from lockgate.wire.protobuf import DecodeError, key_values
 
 PROMETHEUS = "application/vnd.sumologic.prometheus"
@@ -96,16 +96,8 @@ class _SumologicHttp(OtlpHttp):
                 return await super().serve(request)
             assert source is not None
             return await self._take_lines(request, source.groupdict()["signal"])
-        except (HttpRefusal, Permanent, DecodeError, Retryable) as error:
-            match error:
-                case HttpRefusal():
-                    refusal = error
-                case Retryable():
-                    refusal = HttpRefusal(503, str(error), error.after or 1)
-                case _:
-                    refusal = HttpRefusal(400, str(error))
-            self.note_refused(request, refusal)
-            return refused(refusal)
+        except (HttpRefusal, Refusal, DecodeError) as error:
+            return self.refusals.answer(request, error)
 
     async def _take_lines(self, request: BaseRequest, wanted: str | None) -> Response:
         if request.method != "POST":

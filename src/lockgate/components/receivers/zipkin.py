@@ -20,11 +20,11 @@ from pydantic import Field
 from lockgate.batch import Batch, Signal
 from lockgate.kit.units import Duration
 from lockgate.net.batch_ids import ID_HEADER
-from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals, refused
+from lockgate.net.http_server import HttpRefusal, HttpServer, HttpServerSettings, Refusals
 from lockgate.net.intake import Intake
 from lockgate.net.otlp_http import client_address
 from lockgate.pipeline.contract import Context, Receiver, component
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.errors import Refusal
 from lockgate.wire import zipkin, zipkin_v1
 from lockgate.wire.protobuf import DecodeError
 
@@ -53,8 +53,8 @@ class ZipkinReceiver(Receiver[ZipkinSettings]):
 
     def __init__(self, settings: ZipkinSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self._note_refused = Refusals(context)
-        self._server = HttpServer(settings, context, self._serve, self._note_refused)
+        self._refusals = Refusals(context)
+        self._server = HttpServer(settings, context, self._serve, self._refusals)
         self._intake = Intake(self, self._count_refused, settings.ack_timeout)
 
     def _count_refused(self, batch: Batch, transport: str) -> None:
@@ -75,19 +75,8 @@ class ZipkinReceiver(Receiver[ZipkinSettings]):
     async def _serve(self, request: BaseRequest) -> Response:
         try:
             await self._take(request)
-        except (HttpRefusal, Permanent, DecodeError, Retryable) as error:
-            match error:
-                case HttpRefusal():
-                    refusal = error
-                case Retryable():
-                    refusal = HttpRefusal(503, str(error), error.after or 1)
-                case _:
-                    refusal = HttpRefusal(400, str(error))
-            self._note_refused(request, refusal)
-            response = refused(refusal)
-            if refusal.status == 405:
-                response.headers[hdrs.ALLOW] = hdrs.METH_POST
-            return response
+        except (HttpRefusal, Refusal, DecodeError) as error:
+            return self._refusals.answer(request, error)
         return Response(status=202)
 
     async def _take(self, request: BaseRequest) -> None:

@@ -10,12 +10,11 @@ from aiohttp.web_response import Response
 
 from lockgate.batch import Signal
 from lockgate.components.receivers.jaeger.settings import ThriftHttpSettings
-from lockgate.kit.sometimes import Sometimes
-from lockgate.net.http_server import HttpRefusal, HttpServer, refused
+from lockgate.net.http_server import HttpRefusal, HttpServer, Refusals
 from lockgate.net.intake import Intake, read_request
 from lockgate.net.otlp_http import client_address
 from lockgate.pipeline.contract import Context
-from lockgate.pipeline.errors import Permanent, Retryable
+from lockgate.pipeline.errors import Refusal
 from lockgate.wire import jaeger
 from lockgate.wire.protobuf import DecodeError
 
@@ -29,9 +28,8 @@ class ThriftHttp:
     """Serves /api/traces."""
 
     def __init__(self, settings: ThriftHttpSettings, context: Context, intake: Intake) -> None:
-        self._context, self._intake = context, intake
-        self._server = HttpServer(settings, context, self._serve, self._note_refused)
-        self._sometimes = Sometimes(context.clock)
+        self._intake, self._refusals = intake, Refusals(context, TRANSPORT)
+        self._server = HttpServer(settings, context, self._serve, self._refusals)
 
     @property
     def port(self) -> int:
@@ -48,12 +46,8 @@ class ThriftHttp:
     async def _serve(self, request: BaseRequest) -> Response:
         try:
             await self._take(request)
-        except HttpRefusal as refusal:
-            return self._refused(request, refusal)
-        except (Permanent, DecodeError) as error:
-            return self._refused(request, HttpRefusal(400, str(error)))
-        except Retryable as error:
-            return self._refused(request, HttpRefusal(503, str(error), error.after or 1))
+        except (HttpRefusal, Refusal, DecodeError) as error:
+            return self._refusals.answer(request, error)
         return Response(status=202)
 
     async def _take(self, request: BaseRequest) -> None:
@@ -66,25 +60,6 @@ class ThriftHttp:
         make = partial(read_request, Signal.TRACES, client_address(request.remote), ("", ""), _decode)
         async with self._server.body(request, make) as batches:
             await self._intake.hand_on(batches, TRANSPORT)
-
-    def _refused(self, request: BaseRequest, refusal: HttpRefusal) -> Response:
-        self._note_refused(request, refusal)
-        response = refused(refusal)
-        if refusal.status == 405:
-            response.headers["Allow"] = "POST"
-        return response
-
-    def _note_refused(self, request: BaseRequest, refusal: HttpRefusal) -> None:
-        self._context.metrics.counter(
-            "lockgate_receiver_refused_requests",
-            "requests answered with an error, by status",
-            receiver=self._context.id,
-            transport=TRANSPORT,
-            status=str(refusal.status),
-        ).add()
-        if refusal.status < 500 and (kept_back := self._sometimes.now(refusal.status)) is not None:
-            more = f" ({kept_back} more like this were not logged)" if kept_back else ""
-            self._context.logger.warning("refused a request of %s with %d: %s%s", request.remote, refusal.status, refusal.reason, more)
 
 
 def _decode(body: bytes, signal: Signal) -> bytes:
