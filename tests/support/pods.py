@@ -255,8 +255,8 @@ class Pod:
         try:
             self.wait_for(self._settings[probe]["httpGet"]["path"], 40)
         except BaseException:
-            self.process.kill()
-            self.process.wait(10)
+            self.process.terminate()  # killed, runc would leave the container running
+            self.process.wait(30)
             raise
         self.took = time.monotonic() - started
 
